@@ -1,0 +1,393 @@
+//! Settings: their names, their defaults, and where they come from.
+
+use std::fmt;
+use std::time::Duration;
+
+use opentelemetry::{otel_debug, otel_warn};
+
+use crate::error::ConfigError;
+
+/// `A365_PER_REQUEST_MAX_TRACES`: see [`Config::with_max_traces`].
+pub const MAX_TRACES: &str = "A365_PER_REQUEST_MAX_TRACES";
+/// `A365_PER_REQUEST_MAX_SPANS_PER_TRACE`: see [`Config::with_max_spans_per_trace`].
+pub const MAX_SPANS_PER_TRACE: &str = "A365_PER_REQUEST_MAX_SPANS_PER_TRACE";
+/// `A365_PER_REQUEST_MAX_CONCURRENT_EXPORTS`: see [`Config::with_max_concurrent_exports`].
+pub const MAX_CONCURRENT_EXPORTS: &str = "A365_PER_REQUEST_MAX_CONCURRENT_EXPORTS";
+/// `A365_PER_REQUEST_MAX_BATCH_SIZE`: see [`Config::with_max_batch_size`].
+pub const MAX_BATCH_SIZE: &str = "A365_PER_REQUEST_MAX_BATCH_SIZE";
+/// `A365_PER_REQUEST_MAX_PENDING_SPANS`: see [`Config::with_max_pending_spans`].
+pub const MAX_PENDING_SPANS: &str = "A365_PER_REQUEST_MAX_PENDING_SPANS";
+/// `A365_PER_REQUEST_EXPORT_TIMEOUT_MS`: see [`Config::with_export_timeout`].
+pub const EXPORT_TIMEOUT_MS: &str = "A365_PER_REQUEST_EXPORT_TIMEOUT_MS";
+/// `A365_PER_REQUEST_FLUSH_TRIGGER`: see [`Config::with_flush_trigger`].
+pub const FLUSH_TRIGGER: &str = "A365_PER_REQUEST_FLUSH_TRIGGER";
+/// `ENABLE_A365_OBSERVABILITY_PER_REQUEST_EXPORT`: see [`Config::with_enabled`].
+pub const ENABLED: &str = "ENABLE_A365_OBSERVABILITY_PER_REQUEST_EXPORT";
+
+/// Accepted because Agent365's processor knows them. They have no effect here: no trace is held back, so none needs a
+/// grace period or a maximum age.
+const WITHOUT_EFFECT: [&str; 2] = [
+    "A365_PER_REQUEST_FLUSH_GRACE_MS",
+    "A365_PER_REQUEST_MAX_TRACE_AGE_MS",
+];
+
+/// Default of [`Config::with_max_traces`].
+pub const DEFAULT_MAX_TRACES: usize = 1000;
+/// Default of [`Config::with_max_spans_per_trace`].
+pub const DEFAULT_MAX_SPANS_PER_TRACE: usize = 5000;
+/// Default of [`Config::with_max_concurrent_exports`].
+pub const DEFAULT_MAX_CONCURRENT_EXPORTS: usize = 20;
+/// Default of [`Config::with_max_batch_size`].
+pub const DEFAULT_MAX_BATCH_SIZE: usize = 64;
+/// Default of [`Config::with_max_pending_spans`].
+pub const DEFAULT_MAX_PENDING_SPANS: usize = 16_384;
+/// Default of [`Config::with_export_timeout`].
+pub const DEFAULT_EXPORT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// When the spans that a request has queued leave, if the queue does not fill up before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum FlushTrigger {
+    /// At the next tick of the driver, about a millisecond later (`next_tick`). Spans arrive while their root is open.
+    NextTick,
+    /// When the local root ends (`local_root_end`): one batch for an ordinary request. Spans that end after the root
+    /// leave at the next tick.
+    LocalRootEnd,
+}
+
+impl FlushTrigger {
+    /// The word for this trigger in the environment.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NextTick => "next_tick",
+            Self::LocalRootEnd => "local_root_end",
+        }
+    }
+
+    fn parse(value: &str) -> Option<Self> {
+        [Self::NextTick, Self::LocalRootEnd]
+            .into_iter()
+            .find(|trigger| trigger.as_str().eq_ignore_ascii_case(value))
+    }
+}
+
+impl fmt::Display for FlushTrigger {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// The settings of a [`PerRequestSpanProcessor`](crate::PerRequestSpanProcessor).
+///
+/// [`Config::from_env`] reads them from the environment, and each `with_*` method overrides one:
+///
+/// ```
+/// use opentelemetry_per_request::Config;
+///
+/// let config = Config::from_env().with_max_traces(10_000);
+/// assert_eq!(config.max_traces(), 10_000);
+/// ```
+///
+/// A value in the environment that is malformed or out of range is warned about, by the names of the variable, the value
+/// and what is used instead, and ignored. An empty value is no value. A value given in code that makes no sense is an
+/// error when the processor is built.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    max_traces: usize,
+    max_spans_per_trace: usize,
+    max_concurrent_exports: usize,
+    max_batch_size: usize,
+    max_pending_spans: usize,
+    export_timeout: Duration,
+    flush_trigger: FlushTrigger,
+    enabled: bool,
+}
+
+impl Default for Config {
+    /// The defaults, without a look at the environment.
+    fn default() -> Self {
+        Self {
+            max_traces: DEFAULT_MAX_TRACES,
+            max_spans_per_trace: DEFAULT_MAX_SPANS_PER_TRACE,
+            max_concurrent_exports: DEFAULT_MAX_CONCURRENT_EXPORTS,
+            max_batch_size: DEFAULT_MAX_BATCH_SIZE,
+            max_pending_spans: DEFAULT_MAX_PENDING_SPANS,
+            export_timeout: DEFAULT_EXPORT_TIMEOUT,
+            flush_trigger: FlushTrigger::NextTick,
+            enabled: true,
+        }
+    }
+}
+
+impl Config {
+    /// The settings in the environment of this process, and the defaults for all others.
+    ///
+    /// A variable that is not valid Unicode counts as malformed.
+    #[must_use]
+    pub fn from_env() -> Self {
+        Self::from_lookup(|name| {
+            std::env::var_os(name).map(|value| value.to_string_lossy().into_owned())
+        })
+    }
+
+    /// The settings that `lookup` finds by the names of the variables, and the defaults for all others.
+    ///
+    /// For places that have settings but no process environment.
+    ///
+    /// ```
+    /// use opentelemetry_per_request::Config;
+    ///
+    /// let config = Config::from_lookup(|name| {
+    ///     (name == "A365_PER_REQUEST_MAX_TRACES").then(|| "20".to_owned())
+    /// });
+    /// assert_eq!(config.max_traces(), 20);
+    /// assert_eq!(config.max_batch_size(), 64);
+    /// ```
+    #[must_use]
+    pub fn from_lookup(lookup: impl Fn(&str) -> Option<String>) -> Self {
+        let source = Source { lookup };
+        let default = Self::default();
+        for name in WITHOUT_EFFECT {
+            if source.get(name).is_some() {
+                otel_debug!(
+                    name: "PerRequestSpanProcessor.SettingWithoutEffect",
+                    variable = name,
+                    message = "this setting is accepted for compatibility and has no effect"
+                );
+            }
+        }
+        Self {
+            max_traces: source.positive(MAX_TRACES, default.max_traces),
+            max_spans_per_trace: source.limit(MAX_SPANS_PER_TRACE, default.max_spans_per_trace),
+            max_concurrent_exports: source
+                .limit(MAX_CONCURRENT_EXPORTS, default.max_concurrent_exports),
+            max_batch_size: source.positive(MAX_BATCH_SIZE, default.max_batch_size),
+            max_pending_spans: source.positive(MAX_PENDING_SPANS, default.max_pending_spans),
+            export_timeout: source.millis(EXPORT_TIMEOUT_MS, default.export_timeout),
+            flush_trigger: source.trigger(FLUSH_TRIGGER, default.flush_trigger),
+            enabled: source.boolean(ENABLED, default.enabled),
+        }
+    }
+
+    /// How many traces are kept in memory. When one more starts, the least recently used is evicted: its queued spans
+    /// leave at once, and spans of it that end later leave under the fallback context.
+    ///
+    /// At least 1; 1000 by default; `A365_PER_REQUEST_MAX_TRACES`.
+    #[must_use]
+    pub fn with_max_traces(mut self, max: usize) -> Self {
+        self.max_traces = max;
+        self
+    }
+
+    /// How many spans the live requests of one trace may start. Further ones are dropped, counted as
+    /// [`MaxSpansPerTrace`](crate::DropReason::MaxSpansPerTrace) and warned about.
+    ///
+    /// 0 is no limit; 5000 by default; `A365_PER_REQUEST_MAX_SPANS_PER_TRACE`. The ids of a request's spans are kept
+    /// until it is over, 8 to about 40 bytes each, so this also bounds what one request can hold.
+    #[must_use]
+    pub fn with_max_spans_per_trace(mut self, max: usize) -> Self {
+        self.max_spans_per_trace = max;
+        self
+    }
+
+    /// How many calls of the exporter's `export` may be under way at once. It is never exceeded: 1 means strictly one
+    /// after the other.
+    ///
+    /// 0 is no limit; 20 by default; `A365_PER_REQUEST_MAX_CONCURRENT_EXPORTS`.
+    #[must_use]
+    pub fn with_max_concurrent_exports(mut self, max: usize) -> Self {
+        self.max_concurrent_exports = max;
+        self
+    }
+
+    /// How many spans one export may hold. The queue of a request that reaches it leaves at once.
+    ///
+    /// At least 1; 64 by default; `A365_PER_REQUEST_MAX_BATCH_SIZE`.
+    #[must_use]
+    pub fn with_max_batch_size(mut self, max: usize) -> Self {
+        self.max_batch_size = max;
+        self
+    }
+
+    /// How many ended spans may be inside the processor: queued, waiting for an export and in flight together. A span
+    /// that ends beyond it is dropped and counted as [`QueueFull`](crate::DropReason::QueueFull).
+    ///
+    /// At least 1; 16384 by default; `A365_PER_REQUEST_MAX_PENDING_SPANS`.
+    #[must_use]
+    pub fn with_max_pending_spans(mut self, max: usize) -> Self {
+        self.max_pending_spans = max;
+        self
+    }
+
+    /// How long one export may take. One that takes longer is cancelled and its spans are counted as failed; a call that
+    /// cannot be cancelled, because it blocks its thread, keeps its place in `max_concurrent_exports` until it returns.
+    ///
+    /// Longer than 0; 30 s by default; `A365_PER_REQUEST_EXPORT_TIMEOUT_MS`, in milliseconds. It is also the deadline of
+    /// a flush that is given none.
+    #[must_use]
+    pub fn with_export_timeout(mut self, timeout: Duration) -> Self {
+        self.export_timeout = timeout;
+        self
+    }
+
+    /// When queued spans leave.
+    ///
+    /// [`FlushTrigger::NextTick`] by default; `A365_PER_REQUEST_FLUSH_TRIGGER`, as `next_tick` or `local_root_end`.
+    #[must_use]
+    pub fn with_flush_trigger(mut self, trigger: FlushTrigger) -> Self {
+        self.flush_trigger = trigger;
+        self
+    }
+
+    /// Whether anything is exported at all. A processor that is not enabled does nothing: it keeps no state, starts no
+    /// thread, and never calls its exporter.
+    ///
+    /// True by default; `ENABLE_A365_OBSERVABILITY_PER_REQUEST_EXPORT`, where `true`, `1`, `yes` and `on` are true and
+    /// `false`, `0`, `no` and `off` are false, in any case.
+    #[must_use]
+    pub fn with_enabled(mut self, enabled: bool) -> Self {
+        self.enabled = enabled;
+        self
+    }
+
+    /// See [`Config::with_max_traces`].
+    pub fn max_traces(&self) -> usize {
+        self.max_traces
+    }
+
+    /// See [`Config::with_max_spans_per_trace`].
+    pub fn max_spans_per_trace(&self) -> usize {
+        self.max_spans_per_trace
+    }
+
+    /// See [`Config::with_max_concurrent_exports`].
+    pub fn max_concurrent_exports(&self) -> usize {
+        self.max_concurrent_exports
+    }
+
+    /// See [`Config::with_max_batch_size`].
+    pub fn max_batch_size(&self) -> usize {
+        self.max_batch_size
+    }
+
+    /// See [`Config::with_max_pending_spans`].
+    pub fn max_pending_spans(&self) -> usize {
+        self.max_pending_spans
+    }
+
+    /// See [`Config::with_export_timeout`].
+    pub fn export_timeout(&self) -> Duration {
+        self.export_timeout
+    }
+
+    /// See [`Config::with_flush_trigger`].
+    pub fn flush_trigger(&self) -> FlushTrigger {
+        self.flush_trigger
+    }
+
+    /// See [`Config::with_enabled`].
+    pub fn enabled(&self) -> bool {
+        self.enabled
+    }
+
+    pub(crate) fn validate(&self) -> Result<(), ConfigError> {
+        match self {
+            Self { max_traces: 0, .. } => Err(ConfigError::MaxTracesIsZero),
+            Self {
+                max_batch_size: 0, ..
+            } => Err(ConfigError::MaxBatchSizeIsZero),
+            Self {
+                max_pending_spans: 0,
+                ..
+            } => Err(ConfigError::MaxPendingSpansIsZero),
+            Self {
+                export_timeout: Duration::ZERO,
+                ..
+            } => Err(ConfigError::ExportTimeoutIsZero),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Reads single settings, and warns about those that it cannot use.
+struct Source<L> {
+    lookup: L,
+}
+
+impl<L: Fn(&str) -> Option<String>> Source<L> {
+    /// The trimmed value. Empty means unset, as everywhere in OpenTelemetry.
+    fn get(&self, name: &str) -> Option<String> {
+        (self.lookup)(name)
+            .map(|value| value.trim().to_owned())
+            .filter(|value| !value.is_empty())
+    }
+
+    /// A number of at least 1.
+    fn positive(&self, name: &'static str, default: usize) -> usize {
+        self.parsed(name, default, |value| {
+            parse_limit(value).filter(|number| *number > 0)
+        })
+    }
+
+    /// A number, where 0 and below is no limit.
+    fn limit(&self, name: &'static str, default: usize) -> usize {
+        self.parsed(name, default, parse_limit)
+    }
+
+    fn millis(&self, name: &'static str, default: Duration) -> Duration {
+        let default_ms = usize::try_from(default.as_millis()).unwrap_or(usize::MAX);
+        Duration::from_millis(self.positive(name, default_ms) as u64)
+    }
+
+    fn trigger(&self, name: &'static str, default: FlushTrigger) -> FlushTrigger {
+        self.parsed(name, default, FlushTrigger::parse)
+    }
+
+    fn boolean(&self, name: &'static str, default: bool) -> bool {
+        self.parsed(name, default, parse_boolean)
+    }
+
+    fn parsed<T: fmt::Display>(
+        &self,
+        name: &'static str,
+        default: T,
+        parse: impl Fn(&str) -> Option<T>,
+    ) -> T {
+        let Some(value) = self.get(name) else {
+            return default;
+        };
+        parse(&value).unwrap_or_else(|| {
+            otel_warn!(
+                name: "PerRequestSpanProcessor.InvalidSetting",
+                variable = name,
+                value = value.as_str(),
+                used = default.to_string(),
+                message = "this setting cannot be used; the default is used instead"
+            );
+            default
+        })
+    }
+}
+
+/// A whole number; everything below 0 is 0. Numbers beyond `i128` are no numbers.
+fn parse_limit(value: &str) -> Option<usize> {
+    let number: i128 = value.parse().ok()?;
+    Some(usize::try_from(number.max(0)).unwrap_or(usize::MAX))
+}
+
+fn parse_boolean(value: &str) -> Option<bool> {
+    const WORDS: [(&str, bool); 8] = [
+        ("true", true),
+        ("1", true),
+        ("yes", true),
+        ("on", true),
+        ("false", false),
+        ("0", false),
+        ("no", false),
+        ("off", false),
+    ];
+    WORDS
+        .into_iter()
+        .find(|(word, _)| word.eq_ignore_ascii_case(value))
+        .map(|(_, meaning)| meaning)
+}

@@ -1,0 +1,659 @@
+//! The state machine between `on_end` and the exporter: queues, batches, slots, bounds, flushes, and the account of it all.
+//!
+//! Pure: it takes the time as an argument, waits for nothing, logs nothing and drops nothing of the user's. One lock
+//! protects all of it (see `runtime::Shared`), so every snapshot of its numbers is consistent.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::time::Instant;
+
+use lru::LruCache;
+use opentelemetry::trace::{SpanId, TraceId};
+use opentelemetry::{Context, KeyValue};
+use opentelemetry_sdk::trace::SpanData;
+
+use crate::config::{Config, FlushTrigger};
+use crate::hash::IdHash;
+use crate::notices::{Example, Kind, Notices};
+use crate::registry::{Lookup, Registry, Requests, RootStart};
+use crate::request::{Change, Request, RequestId, Schedule};
+use crate::stats::{DropReason, LateReason, Stats};
+
+/// The attribute of a late span. Its value is a word of [`LateReason`].
+pub(crate) const LATE_ATTRIBUTE: &str = "per_request.late";
+
+/// For how many traces a loss is remembered until somebody flushes that trace.
+const REMEMBERED_LOSSES: usize = 1024;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Dispatch {
+    max_batch_size: usize,
+    max_pending_spans: u64,
+    /// 0 is no limit.
+    max_concurrent_exports: usize,
+    trigger: FlushTrigger,
+    mark_late: bool,
+    fallback: Context,
+
+    registry: Registry,
+    /// Late spans, to leave under the fallback context.
+    late: Vec<SpanData>,
+    /// Requests whose queue the next tick takes. May name requests that are over.
+    due: VecDeque<RequestId>,
+    /// Invariant: exactly the live requests with [`Schedule::Held`].
+    held: HashSet<RequestId, IdHash>,
+    waiting: VecDeque<Batch>,
+    in_flight: HashMap<u64, InFlight, IdHash>,
+    /// Slots taken. More than `in_flight` when a call into the exporter outlasts its deadline.
+    slots_taken: usize,
+
+    stats: Stats,
+    next_id: u64,
+    flushes: Vec<Flush>,
+    finished: Vec<(u64, Losses)>,
+    /// Losses that a flush of everything has reported already.
+    reported: Losses,
+    lost_traces: LruCache<TraceId, u64, IdHash>,
+    pub(crate) notices: Notices,
+    closed: bool,
+    /// Whether the driver must be woken for new work. Set by the driver.
+    pub(crate) asleep: bool,
+}
+
+/// Spans that leave together, under one context.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    pub(crate) id: u64,
+    pub(crate) context: Context,
+    pub(crate) spans: Vec<SpanData>,
+    origin: Origin,
+}
+
+/// Whose spans a batch holds.
+#[derive(Clone, Debug)]
+enum Origin {
+    Request(RequestId),
+    /// Late spans: the trace of each.
+    Late(Vec<TraceId>),
+}
+
+#[derive(Debug)]
+struct InFlight {
+    spans: u64,
+    origin: Origin,
+    deadline: Option<Instant>,
+}
+
+/// What became of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Exported,
+    Failed,
+    TimedOut,
+    Dropped(DropReason),
+}
+
+/// What a flush covers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scope {
+    All,
+    Trace(TraceId),
+}
+
+/// A flush that waits for batches.
+#[derive(Debug)]
+struct Flush {
+    id: u64,
+    scope: Scope,
+    /// Covers batches with a lower id.
+    before: u64,
+    remaining: usize,
+    reported: Losses,
+}
+
+/// Spans that did not arrive.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Losses {
+    pub(crate) failed: u64,
+    pub(crate) dropped: u64,
+}
+
+/// What must be dropped after the lock is released: dropping a context can run code of the user's, and end spans (R3).
+#[derive(Debug, Default)]
+pub(crate) struct Garbage {
+    contexts: Vec<Context>,
+    batches: Vec<Batch>,
+}
+
+impl Dispatch {
+    pub(crate) fn new(config: &Config, fallback: Context, mark_late: bool) -> Self {
+        let mut lost_traces = LruCache::unbounded_with_hasher(IdHash::default());
+        lost_traces.resize(
+            std::num::NonZeroUsize::new(REMEMBERED_LOSSES).unwrap_or(std::num::NonZeroUsize::MIN),
+        );
+        Self {
+            max_batch_size: config.max_batch_size(),
+            max_pending_spans: config.max_pending_spans() as u64,
+            max_concurrent_exports: config.max_concurrent_exports(),
+            trigger: config.flush_trigger(),
+            mark_late,
+            fallback,
+            registry: Registry::new(config.max_traces(), config.max_spans_per_trace()),
+            late: Vec::new(),
+            due: VecDeque::new(),
+            held: HashSet::default(),
+            waiting: VecDeque::new(),
+            in_flight: HashMap::default(),
+            slots_taken: 0,
+            stats: Stats::default(),
+            next_id: 0,
+            flushes: Vec::new(),
+            finished: Vec::new(),
+            reported: Losses::default(),
+            lost_traces,
+            notices: Notices::default(),
+            closed: false,
+            asleep: false,
+        }
+    }
+
+    // ----- spans start and end -----
+
+    /// A local root starts, in this saved context.
+    pub(crate) fn start_root(&mut self, id: RequestId, context: Context, garbage: &mut Garbage) {
+        if self.closed {
+            garbage.contexts.push(context);
+            return;
+        }
+        match self.registry.start_root(id, context) {
+            RootStart::Added => {}
+            RootStart::Refused(context) => garbage.contexts.push(context),
+            RootStart::Evicted(trace, requests) => {
+                self.stats.evicted_traces += 1;
+                self.send_off(trace, requests, garbage);
+            }
+        }
+    }
+
+    pub(crate) fn start_child(&mut self, trace: TraceId, parent: SpanId, span: SpanId) {
+        if !self.closed {
+            self.registry.start_child(trace, parent, span);
+        }
+    }
+
+    /// A span ends. It is taken out of `span` unless it is to be dropped, which is then the caller's to do.
+    pub(crate) fn end(&mut self, span: &mut Option<SpanData>, garbage: &mut Garbage) {
+        let Some(context) = span.as_ref().map(|span| &span.span_context) else {
+            return;
+        };
+        let (trace, id, sampled) = (context.trace_id(), context.span_id(), context.is_sampled());
+        if sampled {
+            self.stats.ended += 1;
+        }
+        if self.closed {
+            return self.refuse(sampled, DropReason::AlreadyShutdown, trace);
+        }
+        let room = self.stats.pending() < self.max_pending_spans;
+        match self.registry.end(trace, id) {
+            Lookup::Known(request) => {
+                request.open -= 1;
+                request.root_ended |= id == request.root();
+                if sampled && room {
+                    if let Some(span) = span.take() {
+                        request.push(span, self.max_batch_size);
+                        self.stats.queued += 1;
+                    }
+                }
+                let root = request.root();
+                let id = RequestId { trace, root };
+                if request.open == 0 {
+                    self.finish(id, garbage);
+                } else if request.queue.len() >= self.max_batch_size {
+                    let (context, spans) = request.take_batch();
+                    self.enqueue(context, spans, Origin::Request(id));
+                } else if let Some(change) = request.replan(self.trigger) {
+                    self.apply(id, change);
+                }
+                self.refuse(sampled && !room, DropReason::QueueFull, trace);
+            }
+            Lookup::Refused => self.refuse(sampled, DropReason::MaxSpansPerTrace, trace),
+            Lookup::Late(reason) if sampled => {
+                self.stats.late.add(reason);
+                self.notices
+                    .note(Kind::Late(reason), 1, Example::Trace(trace));
+                match room {
+                    true => self.push_late(span.take(), reason),
+                    false => self.refuse(true, DropReason::QueueFull, trace),
+                }
+            }
+            Lookup::Late(_) => {}
+        }
+    }
+
+    /// Counts a span that is not taken. An unsampled one was never counted as ended.
+    fn refuse(&mut self, counts: bool, reason: DropReason, trace: TraceId) {
+        if counts {
+            self.stats.dropped.add(reason, 1);
+            self.note_loss(trace, 1);
+            self.notices
+                .note(Kind::Dropped(reason), 1, Example::Trace(trace));
+        }
+    }
+
+    fn push_late(&mut self, span: Option<SpanData>, reason: LateReason) {
+        let Some(mut span) = span else {
+            return;
+        };
+        if self.mark_late {
+            span.attributes
+                .push(KeyValue::new(LATE_ATTRIBUTE, reason.as_str()));
+        }
+        self.late.push(span);
+        self.stats.queued += 1;
+        if self.late.len() >= self.max_batch_size {
+            self.take_late();
+        }
+    }
+
+    // ----- from queues to batches -----
+
+    /// A request is over: what it still has queued leaves, and takes the context along.
+    fn finish(&mut self, id: RequestId, garbage: &mut Garbage) {
+        if let Some(request) = self.registry.release(id) {
+            self.send_off_request(id, request, garbage);
+        }
+    }
+
+    fn send_off(&mut self, trace: TraceId, requests: Requests, garbage: &mut Garbage) {
+        for request in requests.into_vec() {
+            let id = RequestId {
+                trace,
+                root: request.root(),
+            };
+            self.send_off_request(id, request, garbage);
+        }
+    }
+
+    fn send_off_request(&mut self, id: RequestId, request: Request, garbage: &mut Garbage) {
+        if request.schedule == Schedule::Held {
+            self.held.remove(&id);
+        }
+        match request.queue.is_empty() {
+            true => garbage.contexts.push(request.context),
+            false => self.enqueue(request.context, request.queue, Origin::Request(id)),
+        }
+    }
+
+    /// Plans when a live request's queue leaves, if that has changed.
+    fn schedule(&mut self, id: RequestId) {
+        let trigger = self.trigger;
+        if let Some(change) = self.registry.get(id).and_then(|r| r.replan(trigger)) {
+            self.apply(id, change);
+        }
+    }
+
+    fn apply(&mut self, id: RequestId, change: Change) {
+        if change.from == Schedule::Held {
+            self.held.remove(&id);
+        }
+        match change.to {
+            Schedule::Idle => {}
+            Schedule::Due => self.due.push_back(id),
+            Schedule::Held => {
+                self.held.insert(id);
+            }
+        }
+    }
+
+    /// Makes a batch of all that a live request has queued.
+    fn take_queue(&mut self, id: RequestId) {
+        if let Some(request) = self.registry.get(id) {
+            if !request.queue.is_empty() {
+                let (context, spans) = request.take_batch();
+                self.enqueue(context, spans, Origin::Request(id));
+            }
+        }
+    }
+
+    fn take_late(&mut self) {
+        let spans = std::mem::take(&mut self.late);
+        let traces = spans.iter().map(|s| s.span_context.trace_id()).collect();
+        self.enqueue(self.fallback.clone(), spans, Origin::Late(traces));
+    }
+
+    fn enqueue(&mut self, context: Context, spans: Vec<SpanData>, origin: Origin) {
+        let count = spans.len() as u64;
+        self.stats.queued -= count;
+        self.stats.waiting += count;
+        let id = self.new_id();
+        self.waiting.push_back(Batch {
+            id,
+            context,
+            spans,
+            origin,
+        });
+    }
+
+    fn new_id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+
+    /// Takes the queues of at most `limit` requests that are due, and the late spans.
+    pub(crate) fn tick(&mut self, limit: usize) {
+        for _ in 0..limit {
+            let Some(id) = self.due.pop_front() else {
+                break;
+            };
+            let Some(request) = self.registry.get(id) else {
+                continue;
+            };
+            request.schedule = Schedule::Idle;
+            match request.exporting > 0 {
+                true => self.schedule(id),
+                false => self.take_queue(id),
+            }
+        }
+        if !self.late.is_empty() {
+            self.take_late();
+        }
+    }
+
+    // ----- from batches to the exporter -----
+
+    /// The next batch to export, if there is one and a slot for it.
+    pub(crate) fn next_batch(&mut self, deadline: Option<Instant>) -> Option<Batch> {
+        if !self.has_slot() {
+            return None;
+        }
+        let batch = self.waiting.pop_front()?;
+        let spans = batch.spans.len() as u64;
+        self.stats.waiting -= spans;
+        self.stats.in_flight += spans;
+        self.stats.exports += 1;
+        self.slots_taken += 1;
+        self.in_flight.insert(
+            batch.id,
+            InFlight {
+                spans,
+                origin: batch.origin.clone(),
+                deadline,
+            },
+        );
+        Some(batch)
+    }
+
+    fn has_slot(&self) -> bool {
+        self.max_concurrent_exports == 0 || self.slots_taken < self.max_concurrent_exports
+    }
+
+    /// The exporter is done with a batch: its slot is free, and it is accounted for, unless that happened at its deadline.
+    pub(crate) fn complete(&mut self, id: u64, outcome: Outcome) {
+        self.slots_taken -= 1;
+        if let Some(flight) = self.in_flight.remove(&id) {
+            self.stats.in_flight -= flight.spans;
+            self.settle(id, flight.spans, flight.origin, outcome);
+        }
+    }
+
+    /// Accounts for exports whose deadline has passed although the exporter still holds on to them. They keep their slots.
+    pub(crate) fn expire(&mut self, now: Instant) -> u64 {
+        let expired: Vec<u64> = self
+            .in_flight
+            .iter()
+            .filter(|(_, flight)| flight.deadline.is_some_and(|deadline| deadline <= now))
+            .map(|(id, _)| *id)
+            .collect();
+        let mut spans = 0;
+        for id in expired {
+            if let Some(flight) = self.in_flight.remove(&id) {
+                spans += flight.spans;
+                self.stats.in_flight -= flight.spans;
+                self.settle(id, flight.spans, flight.origin, Outcome::TimedOut);
+            }
+        }
+        spans
+    }
+
+    /// The next deadline of an export.
+    pub(crate) fn next_expiry(&self) -> Option<Instant> {
+        self.in_flight.values().filter_map(|f| f.deadline).min()
+    }
+
+    fn settle(&mut self, id: u64, spans: u64, origin: Origin, outcome: Outcome) {
+        match outcome {
+            Outcome::Exported => self.stats.exported += spans,
+            Outcome::Failed => self.stats.failed += spans,
+            Outcome::TimedOut => {
+                self.stats.failed += spans;
+                self.stats.timed_out_exports += 1;
+            }
+            Outcome::Dropped(reason) => {
+                self.stats.dropped.add(reason, spans);
+                let example = Example::Trace(origin.trace());
+                self.notices.note(Kind::Dropped(reason), spans, example);
+            }
+        }
+        if outcome != Outcome::Exported {
+            self.note_losses(&origin, spans);
+        }
+        self.advance_flushes(id, &origin);
+        if let Origin::Request(id) = origin {
+            if let Some(request) = self.registry.get(id) {
+                request.exporting = request.exporting.saturating_sub(1);
+                self.schedule(id);
+            }
+        }
+    }
+
+    // ----- flush -----
+
+    /// Makes batches of all that is queued in this scope, and watches all its batches until they are done.
+    pub(crate) fn begin_flush(&mut self, scope: Scope) -> u64 {
+        match scope {
+            Scope::All => {
+                // What is due or held is all that is queued, next to the late spans.
+                let due: Vec<RequestId> = self.due.iter().copied().collect();
+                let held: Vec<RequestId> = self.held.iter().copied().collect();
+                due.into_iter()
+                    .chain(held)
+                    .for_each(|id| self.take_queue(id));
+            }
+            Scope::Trace(trace) => {
+                for id in self.registry.roots(trace) {
+                    self.take_queue(id);
+                }
+            }
+        }
+        if self.late.iter().any(|span| scope.covers_span(span)) {
+            self.take_late();
+        }
+        let id = self.new_id();
+        let waiting = self.waiting.iter().map(|batch| &batch.origin);
+        let in_flight = self.in_flight.values().map(|flight| &flight.origin);
+        let remaining = waiting
+            .chain(in_flight)
+            .filter(|origin| scope.covers(origin))
+            .count();
+        self.flushes.push(Flush {
+            id,
+            scope,
+            before: id,
+            remaining,
+            reported: self.reported,
+        });
+        self.finish_flushes();
+        id
+    }
+
+    fn advance_flushes(&mut self, batch: u64, origin: &Origin) {
+        for flush in &mut self.flushes {
+            if batch < flush.before && flush.scope.covers(origin) {
+                flush.remaining -= 1;
+            }
+        }
+        self.finish_flushes();
+    }
+
+    fn finish_flushes(&mut self) {
+        while let Some(at) = self.flushes.iter().position(|flush| flush.remaining == 0) {
+            let flush = self.flushes.swap_remove(at);
+            let losses = self.losses_of(&flush);
+            self.finished.push((flush.id, losses));
+        }
+    }
+
+    /// What a flush has to report: everything lost since the last flush of its scope ended.
+    fn losses_of(&mut self, flush: &Flush) -> Losses {
+        match flush.scope {
+            Scope::All => {
+                let total = Losses {
+                    failed: self.stats.failed,
+                    dropped: self.stats.dropped.total(),
+                };
+                self.reported = total;
+                Losses {
+                    failed: total.failed - flush.reported.failed,
+                    dropped: total.dropped - flush.reported.dropped,
+                }
+            }
+            Scope::Trace(trace) => Losses {
+                failed: self.lost_traces.pop(&trace).unwrap_or(0),
+                dropped: 0,
+            },
+        }
+    }
+
+    /// Gives up a flush whose caller no longer waits.
+    pub(crate) fn cancel_flush(&mut self, id: u64) {
+        self.flushes.retain(|flush| flush.id != id);
+        self.finished.retain(|(finished, _)| *finished != id);
+    }
+
+    /// The flushes that have ended since the last call, with what was lost.
+    pub(crate) fn take_finished(&mut self) -> Vec<(u64, Losses)> {
+        std::mem::take(&mut self.finished)
+    }
+
+    fn note_loss(&mut self, trace: TraceId, spans: u64) {
+        match self.lost_traces.get_mut(&trace) {
+            Some(lost) => *lost += spans,
+            None => {
+                self.lost_traces.put(trace, spans);
+            }
+        }
+    }
+
+    fn note_losses(&mut self, origin: &Origin, spans: u64) {
+        match origin {
+            Origin::Request(id) => self.note_loss(id.trace, spans),
+            Origin::Late(traces) => traces.iter().for_each(|trace| self.note_loss(*trace, 1)),
+        }
+    }
+
+    // ----- shutdown -----
+
+    /// No more spans. What is queued leaves; all saved contexts that are not needed for that are given up.
+    pub(crate) fn close(&mut self, garbage: &mut Garbage) {
+        self.closed = true;
+        for (trace, requests) in self.registry.clear() {
+            self.send_off(trace, requests, garbage);
+        }
+        if !self.late.is_empty() {
+            self.take_late();
+        }
+        self.due.clear();
+    }
+
+    /// Drops what still waits for an export.
+    pub(crate) fn abandon(&mut self, garbage: &mut Garbage) {
+        while let Some(batch) = self.waiting.pop_front() {
+            let spans = batch.spans.len() as u64;
+            self.stats.waiting -= spans;
+            self.settle(
+                batch.id,
+                spans,
+                batch.origin.clone(),
+                Outcome::Dropped(DropReason::ShutdownTimeout),
+            );
+            garbage.batches.push(batch);
+        }
+    }
+
+    // ----- questions -----
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    /// Whether nothing is pending. The exporter may still hold on to a batch whose deadline has passed.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.stats.pending() == 0
+    }
+
+    /// How many queues are to be taken, at most.
+    pub(crate) fn due(&self) -> usize {
+        self.due.len()
+    }
+
+    /// Whether a queue is to be taken.
+    pub(crate) fn has_due(&self) -> bool {
+        !self.due.is_empty() || !self.late.is_empty()
+    }
+
+    /// Whether a batch could go to the exporter now.
+    pub(crate) fn has_ready_batch(&self) -> bool {
+        !self.waiting.is_empty() && self.has_slot()
+    }
+
+    /// Whether the driver sleeps while there is something to do. Says so once.
+    pub(crate) fn must_wake(&mut self) -> bool {
+        let wake =
+            self.asleep && (self.has_due() || self.has_ready_batch() || self.notices.has_news());
+        if wake {
+            self.asleep = false;
+        }
+        wake
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        let mut stats = self.stats.clone();
+        stats.traces = self.registry.len() as u64;
+        stats
+    }
+
+    #[cfg(feature = "metrics")]
+    pub(crate) fn max_pending_spans(&self) -> u64 {
+        self.max_pending_spans
+    }
+}
+
+// ===== impl Origin =====
+
+impl Origin {
+    fn trace(&self) -> TraceId {
+        match self {
+            Origin::Request(id) => id.trace,
+            Origin::Late(traces) => traces.first().copied().unwrap_or(TraceId::INVALID),
+        }
+    }
+}
+
+// ===== impl Scope =====
+
+impl Scope {
+    fn covers(self, origin: &Origin) -> bool {
+        match (self, origin) {
+            (Scope::All, _) => true,
+            (Scope::Trace(trace), Origin::Request(id)) => id.trace == trace,
+            (Scope::Trace(trace), Origin::Late(traces)) => traces.contains(&trace),
+        }
+    }
+
+    fn covers_span(self, span: &SpanData) -> bool {
+        match self {
+            Scope::All => true,
+            Scope::Trace(trace) => span.span_context.trace_id() == trace,
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! What the user should hear about, at a limited rate.
+//!
+//! Spans end on the threads of the host, in places where even a log line could do harm (inside a borrow of the current
+//! context, for one). So what happens there is only noted here, and the driver says it later. Pure: the time is an
+//! argument.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use opentelemetry::otel_warn;
+use opentelemetry::trace::TraceId;
+
+use crate::stats::{DropReason, LateReason};
+
+/// Each kind of notice is said at most this often. What came in between is counted.
+const QUIET: Duration = Duration::from_secs(10);
+
+/// The kinds that are limited separately.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Kind {
+    Late(LateReason),
+    Dropped(DropReason),
+    ExportFailed,
+}
+
+/// An example of what is noted, to go with the count.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Example {
+    Trace(TraceId),
+    Error(String),
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct Notices {
+    kinds: HashMap<Kind, Noted>,
+}
+
+#[derive(Debug)]
+struct Noted {
+    /// Spans since it was last said.
+    spans: u64,
+    example: Example,
+    quiet_until: Option<Instant>,
+}
+
+/// A line to be logged.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Notice {
+    kind: Kind,
+    spans: u64,
+    example: Example,
+}
+
+impl Notices {
+    pub(crate) fn note(&mut self, kind: Kind, spans: u64, example: Example) {
+        let noted = self.kinds.entry(kind).or_insert_with(|| Noted {
+            spans: 0,
+            example: example.clone(),
+            quiet_until: None,
+        });
+        if noted.spans == 0 {
+            noted.example = example;
+        }
+        noted.spans += spans;
+    }
+
+    /// Whether something is noted that has not been said for long, or ever.
+    pub(crate) fn has_news(&self) -> bool {
+        self.kinds
+            .values()
+            .any(|noted| noted.spans > 0 && noted.quiet_until.is_none())
+    }
+
+    /// When something that is noted may be said, if it may not be said yet.
+    pub(crate) fn next_due(&self) -> Option<Instant> {
+        self.kinds
+            .values()
+            .filter(|noted| noted.spans > 0)
+            .filter_map(|noted| noted.quiet_until)
+            .min()
+    }
+
+    /// Takes what may be said at this time; with `last`, everything.
+    pub(crate) fn take(&mut self, now: Instant, last: bool) -> Vec<Notice> {
+        let mut taken = Vec::new();
+        for (kind, noted) in &mut self.kinds {
+            if noted.quiet_until.is_some_and(|until| until <= now) {
+                noted.quiet_until = None;
+            }
+            if noted.spans > 0 && (last || noted.quiet_until.is_none()) {
+                noted.quiet_until = now.checked_add(QUIET);
+                taken.push(Notice {
+                    kind: *kind,
+                    spans: std::mem::take(&mut noted.spans),
+                    example: noted.example.clone(),
+                });
+            }
+        }
+        taken
+    }
+}
+
+impl Notice {
+    /// Logs the line. Never under a lock.
+    pub(crate) fn say(&self) {
+        let spans = self.spans;
+        let example = match &self.example {
+            Example::Trace(trace) => trace.to_string(),
+            Example::Error(error) => error.clone(),
+        };
+        match self.kind {
+            Kind::Late(reason) => {
+                otel_warn!(
+                    name: "PerRequestSpanProcessor.LateSpans",
+                    reason = reason.as_str(),
+                    spans = spans,
+                    trace_id = example.as_str(),
+                    message = "spans ended after the state of their request was gone; they leave under the fallback context"
+                );
+            }
+            Kind::Dropped(reason) => {
+                otel_warn!(
+                    name: "PerRequestSpanProcessor.SpansDropped",
+                    reason = reason.as_str(),
+                    spans = spans,
+                    trace_id = example.as_str(),
+                    message = "spans were dropped"
+                );
+            }
+            Kind::ExportFailed => {
+                otel_warn!(
+                    name: "PerRequestSpanProcessor.ExportFailed",
+                    spans = spans,
+                    error = example.as_str(),
+                    message = "spans failed to export and are lost"
+                );
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn note(notices: &mut Notices, spans: u64, trace: u128) {
+        let example = Example::Trace(TraceId::from(trace));
+        notices.note(Kind::Dropped(DropReason::QueueFull), spans, example);
+    }
+
+    /// Scenario: spans are dropped without end.
+    /// Guarantees: the first is said at once, and then one line for each quiet period tells how many there were.
+    #[test]
+    fn a_kind_is_said_once_in_each_quiet_period_with_the_count_in_between() {
+        let mut notices = Notices::default();
+        let start = Instant::now();
+        note(&mut notices, 1, 7);
+        assert!(notices.has_news());
+        assert_eq!(notices.take(start, false)[0].spans, 1);
+
+        note(&mut notices, 2, 8);
+        note(&mut notices, 3, 9);
+        assert!(!notices.has_news());
+        assert_eq!(notices.take(start + QUIET / 2, false), []);
+        assert_eq!(notices.next_due(), Some(start + QUIET));
+        let said = notices.take(start + QUIET, false);
+        assert_eq!(said[0].spans, 5);
+        assert_eq!(said[0].example, Example::Trace(TraceId::from(8)));
+        assert_eq!(notices.next_due(), None);
+    }
+
+    /// Scenario: one kind has just been said.
+    /// Guarantees: another one is said nevertheless, and the last call says all.
+    #[test]
+    fn kinds_are_limited_separately_and_the_last_call_says_all() {
+        let mut notices = Notices::default();
+        let start = Instant::now();
+        note(&mut notices, 1, 7);
+        notices.take(start, false);
+        let example = Example::Error("refused".to_owned());
+        notices.note(Kind::ExportFailed, 4, example);
+        assert_eq!(notices.take(start, false)[0].kind, Kind::ExportFailed);
+        note(&mut notices, 1, 7);
+        assert_eq!(notices.take(start, true).len(), 1);
+    }
+}

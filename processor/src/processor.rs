@@ -1,0 +1,328 @@
+//! The SDK's `SpanProcessor`, and how one is built.
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+
+use opentelemetry::trace::{Span as _, TraceContextExt as _};
+use opentelemetry::{Context, otel_info, otel_warn};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::error::OTelSdkResult;
+use opentelemetry_sdk::trace::{Span, SpanData, SpanExporter, SpanProcessor};
+
+use crate::config::Config;
+use crate::dispatch::{Dispatch, Scope};
+use crate::error::ConfigError;
+use crate::export::AnyExporter;
+use crate::handle::Handle;
+use crate::request::{RequestId, strip};
+use crate::runtime::{OwnRuntime, Shared};
+use crate::sync::Arc;
+
+/// How long the last owner waits for a processor that was never shut down.
+const DROP_TIMEOUT: Duration = Duration::from_secs(5);
+
+type Projection = Box<dyn Fn(&Context) -> Context + Send + Sync>;
+
+/// A span processor that exports every span as it ends, in small batches, under the saved context of its own request.
+///
+/// See the [crate documentation](crate) for what it promises, and [`Config`] for its settings.
+///
+/// Dropping it shuts it down, as dropping its provider does.
+pub struct PerRequestSpanProcessor {
+    /// None if it is not enabled.
+    shared: Option<Arc<Shared>>,
+    fallback: Context,
+    projection: Option<Projection>,
+}
+
+impl PerRequestSpanProcessor {
+    /// A builder of a processor that exports through this exporter.
+    ///
+    /// An exporter that is bound to the runtime in which it was built (one that uses gRPC, as a rule) works as long as
+    /// that runtime runs. See [`builder_with`](Self::builder_with) for one that needs no runtime of the caller's.
+    pub fn builder<E: SpanExporter + 'static>(exporter: E) -> Builder {
+        Builder::new(Arc::new(exporter), None)
+    }
+
+    /// As [`builder`](Self::builder), for an exporter that `make` makes inside the processor's own Tokio runtime.
+    ///
+    /// A gRPC channel that is built there lives there: it works without a runtime of the caller's, and while the caller
+    /// blocks its own, in `force_flush` for one.
+    ///
+    /// Without the feature `tokio`, `make` is called where it is.
+    ///
+    /// # Errors
+    ///
+    /// What `make` returns, or [`std::io::Error`] if the runtime could not be started.
+    ///
+    /// ```
+    /// # use opentelemetry_sdk::trace::InMemorySpanExporter;
+    /// use opentelemetry_per_request::PerRequestSpanProcessor;
+    ///
+    /// let processor = PerRequestSpanProcessor::builder_with(|| {
+    ///     // For example `opentelemetry_otlp::SpanExporter::builder().with_tonic().build()`.
+    ///     Ok::<_, std::io::Error>(InMemorySpanExporter::default())
+    /// })?
+    /// .build()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn builder_with<E, R>(make: impl FnOnce() -> Result<E, R>) -> Result<Builder, R>
+    where
+        E: SpanExporter + 'static,
+        R: From<std::io::Error>,
+    {
+        let runtime = OwnRuntime::new()?;
+        let exporter = runtime.enter(make)?;
+        Ok(Builder::new(Arc::new(exporter), Some(runtime)))
+    }
+
+    /// A handle to flush this processor and to read its numbers, which stays valid when the processor is given away.
+    pub fn handle(&self) -> Handle {
+        Handle::new(self.shared.clone())
+    }
+
+    /// What is kept of the context that a local root starts in (R2).
+    fn saved(&self, cx: &Context) -> Context {
+        let Some(projection) = &self.projection else {
+            return strip(cx);
+        };
+        match catch_unwind(AssertUnwindSafe(|| strip(&projection(cx)))) {
+            Ok(saved) => saved,
+            Err(_) => {
+                otel_warn!(
+                    name: "PerRequestSpanProcessor.ProjectionPanicked",
+                    message = "the context projection panicked; the request is exported under the fallback context"
+                );
+                self.fallback.clone()
+            }
+        }
+    }
+}
+
+impl SpanProcessor for PerRequestSpanProcessor {
+    fn on_start(&self, span: &mut Span, cx: &Context) {
+        let Some(shared) = &self.shared else {
+            return;
+        };
+        let (trace, id) = {
+            let started = span.span_context();
+            (started.trace_id(), started.span_id())
+        };
+        let parent = cx.span();
+        let parent = parent.span_context();
+        if parent.is_valid() && !parent.is_remote() {
+            shared.start_child(trace, parent.span_id(), id);
+        } else {
+            shared.start_root(RequestId { trace, root: id }, self.saved(cx));
+        }
+    }
+
+    fn on_end(&self, span: SpanData) {
+        if let Some(shared) = &self.shared {
+            shared.end(span);
+        }
+    }
+
+    /// Blocks until every span that had ended before the call is done, and then calls the exporter's `force_flush`. The
+    /// deadline is the export timeout.
+    ///
+    /// # Errors
+    ///
+    /// As [`Handle::flush`], which does the same without blocking. On a thread where waiting could only deadlock it fails
+    /// at once, or after a second without progress, with an error that names that way.
+    fn force_flush(&self) -> OTelSdkResult {
+        let Some(shared) = &self.shared else {
+            return Ok(());
+        };
+        let timeout = shared.default_timeout();
+        shared.wait_for(|shared, answer| shared.flush(Scope::All, timeout, answer))?;
+        Ok(())
+    }
+
+    /// As [`Handle::shutdown`], blocking.
+    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
+        let Some(shared) = &self.shared else {
+            return Ok(());
+        };
+        shared
+            .wait_for(|shared, answer| shared.shutdown(timeout, answer))
+            .inspect_err(|error| {
+                // Shutting down is often the work of a drop, where nobody sees the error.
+                otel_warn!(
+                    name: "PerRequestSpanProcessor.ShutdownFailed",
+                    error = error.to_string()
+                );
+            })?;
+        Ok(())
+    }
+
+    fn set_resource(&mut self, resource: &Resource) {
+        if let Some(shared) = &self.shared {
+            shared.set_resource(resource);
+        }
+    }
+}
+
+impl Drop for PerRequestSpanProcessor {
+    fn drop(&mut self) {
+        // Does nothing if the provider has shut it down, which it does before it drops it.
+        let _ = self.shutdown_with_timeout(DROP_TIMEOUT);
+    }
+}
+
+impl fmt::Debug for PerRequestSpanProcessor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PerRequestSpanProcessor")
+            .field("enabled", &self.shared.is_some())
+            .field("stats", &self.handle().stats())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Builds a [`PerRequestSpanProcessor`].
+///
+/// ```
+/// # use opentelemetry_sdk::trace::InMemorySpanExporter;
+/// use opentelemetry::Context;
+/// use opentelemetry_per_request::{Config, PerRequestSpanProcessor};
+///
+/// #[derive(Debug)]
+/// struct Tenant(&'static str);
+///
+/// let processor = PerRequestSpanProcessor::builder(InMemorySpanExporter::default())
+///     .with_config(Config::from_env().with_max_traces(5000))
+///     .with_fallback_context(Context::new().with_value(Tenant("the service itself")))
+///     .build()?;
+/// # Ok::<(), opentelemetry_per_request::ConfigError>(())
+/// ```
+#[must_use = "a builder does nothing until `build` is called"]
+pub struct Builder {
+    exporter: Arc<dyn AnyExporter>,
+    runtime: Option<OwnRuntime>,
+    config: Option<Config>,
+    fallback: Context,
+    projection: Option<Projection>,
+    mark_late: bool,
+    #[cfg(feature = "metrics")]
+    meter: Option<opentelemetry::metrics::Meter>,
+}
+
+impl Builder {
+    fn new(exporter: Arc<dyn AnyExporter>, runtime: Option<OwnRuntime>) -> Self {
+        Self {
+            exporter,
+            runtime,
+            config: None,
+            fallback: Context::new(),
+            projection: None,
+            mark_late: true,
+            #[cfg(feature = "metrics")]
+            meter: None,
+        }
+    }
+
+    /// The settings. [`Config::from_env`] by default.
+    pub fn with_config(mut self, config: Config) -> Self {
+        self.config = Some(config);
+        self
+    }
+
+    /// The context that late spans are exported under (R8). An empty one by default.
+    ///
+    /// Give it the credentials of the service itself, if late spans are to arrive. It is never the context that happens
+    /// to be current where a span ends, because that may be another request's. A live span in it is not kept.
+    pub fn with_fallback_context(mut self, context: Context) -> Self {
+        self.fallback = strip(&context);
+        self
+    }
+
+    /// What is kept of the context that a request's local root starts in, for the time of the request. Everything but its
+    /// live span by default (R2).
+    ///
+    /// `projection` is called once for each request, where its root span starts, so it should be quick. If it panics, the
+    /// request is exported under the fallback context.
+    ///
+    /// ```
+    /// # use opentelemetry_sdk::trace::InMemorySpanExporter;
+    /// use opentelemetry::Context;
+    /// use opentelemetry_per_request::PerRequestSpanProcessor;
+    ///
+    /// #[derive(Clone)]
+    /// struct Tenant(u32);
+    ///
+    /// let processor = PerRequestSpanProcessor::builder(InMemorySpanExporter::default())
+    ///     .with_context_projection(|cx| match cx.get::<Tenant>() {
+    ///         Some(tenant) => Context::new().with_value(tenant.clone()),
+    ///         None => Context::new(),
+    ///     })
+    ///     .build()?;
+    /// # Ok::<(), opentelemetry_per_request::ConfigError>(())
+    /// ```
+    pub fn with_context_projection(
+        mut self,
+        projection: impl Fn(&Context) -> Context + Send + Sync + 'static,
+    ) -> Self {
+        self.projection = Some(Box::new(projection));
+        self
+    }
+
+    /// Whether a late span gets the attribute `per_request.late`, with the reason as its value. True by default.
+    pub fn with_late_attribute(mut self, mark: bool) -> Self {
+        self.mark_late = mark;
+        self
+    }
+
+    /// The meter for the processor's own metrics. By default one of the global meter provider, as it is when `build` is
+    /// called.
+    #[cfg(feature = "metrics")]
+    pub fn with_meter(mut self, meter: opentelemetry::metrics::Meter) -> Self {
+        self.meter = Some(meter);
+        self
+    }
+
+    /// Builds the processor and starts the thread that drives it.
+    ///
+    /// # Errors
+    ///
+    /// A [`ConfigError`] for a setting given in code that makes no sense, or if the thread cannot be started.
+    pub fn build(self) -> Result<PerRequestSpanProcessor, ConfigError> {
+        let config = self.config.unwrap_or_else(Config::from_env);
+        config.validate()?;
+        let shared = match config.enabled() {
+            true => {
+                let dispatch = Dispatch::new(&config, self.fallback.clone(), self.mark_late);
+                let runtime = match self.runtime {
+                    Some(runtime) => runtime,
+                    None => OwnRuntime::new().map_err(ConfigError::Thread)?,
+                };
+                Some(Shared::start(&config, dispatch, self.exporter, runtime)?)
+            }
+            false => {
+                otel_info!(
+                    name: "PerRequestSpanProcessor.Disabled",
+                    message = "per-request export is switched off; no span will be exported"
+                );
+                None
+            }
+        };
+        #[cfg(feature = "metrics")]
+        if let Some(shared) = &shared {
+            crate::metrics::register(shared, self.meter);
+        }
+        Ok(PerRequestSpanProcessor {
+            shared,
+            fallback: self.fallback,
+            projection: self.projection,
+        })
+    }
+}
+
+impl fmt::Debug for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builder")
+            .field("exporter", &self.exporter)
+            .field("config", &self.config)
+            .finish_non_exhaustive()
+    }
+}

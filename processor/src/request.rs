@@ -1,0 +1,199 @@
+//! One request: its saved context, its queue, and the spans that are known to be its own.
+
+use std::collections::HashSet;
+
+use opentelemetry::Context;
+use opentelemetry::trace::{SpanId, TraceContextExt as _, TraceId};
+use opentelemetry_sdk::trace::SpanData;
+
+use crate::config::FlushTrigger;
+use crate::hash::IdHash;
+
+/// Names a request: its trace, and its local root in that trace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct RequestId {
+    pub(crate) trace: TraceId,
+    pub(crate) root: SpanId,
+}
+
+/// Where a request's queue stands with the driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Schedule {
+    /// Nothing is planned: the queue was empty when last looked at.
+    Idle,
+    /// The next tick takes the queue.
+    Due,
+    /// The queue waits for an export of this request to end, or for its local root.
+    Held,
+}
+
+/// A change of plan for a queue.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Change {
+    pub(crate) from: Schedule,
+    pub(crate) to: Schedule,
+}
+
+/// The live state of one request.
+#[derive(Debug)]
+pub(crate) struct Request {
+    pub(crate) context: Context,
+    pub(crate) queue: Vec<SpanData>,
+    pub(crate) spans: SpanIds,
+    /// Spans that started and have not ended. The request is over when this reaches 0: its root is one of them.
+    pub(crate) open: u32,
+    /// Batches of this request that are waiting or in flight.
+    pub(crate) exporting: u32,
+    pub(crate) root_ended: bool,
+    pub(crate) schedule: Schedule,
+}
+
+impl Request {
+    pub(crate) fn new(context: Context, root: SpanId) -> Self {
+        Self {
+            context,
+            queue: Vec::new(),
+            spans: SpanIds::new(root),
+            open: 1,
+            exporting: 0,
+            root_ended: false,
+            schedule: Schedule::Idle,
+        }
+    }
+
+    /// The local root: the first span of the request.
+    pub(crate) fn root(&self) -> SpanId {
+        self.spans.root()
+    }
+
+    /// Plans when the queue leaves (R4): at the next tick, unless an export of this request is under way or its root is
+    /// still open and the trigger waits for it. Returns what has changed.
+    pub(crate) fn replan(&mut self, trigger: FlushTrigger) -> Option<Change> {
+        if self.queue.is_empty() || self.schedule == Schedule::Due {
+            return None;
+        }
+        let hold =
+            self.exporting > 0 || (trigger == FlushTrigger::LocalRootEnd && !self.root_ended);
+        let to = match hold {
+            true => Schedule::Held,
+            false => Schedule::Due,
+        };
+        let from = std::mem::replace(&mut self.schedule, to);
+        (from != to).then_some(Change { from, to })
+    }
+
+    /// Takes the queue, to be exported while the request lives on.
+    pub(crate) fn take_batch(&mut self) -> (Context, Vec<SpanData>) {
+        self.exporting += 1;
+        (self.context.clone(), std::mem::take(&mut self.queue))
+    }
+
+    /// Appends to the queue. The first span of a batch makes room for as many as are still open, because they are the
+    /// ones likely to follow.
+    pub(crate) fn push(&mut self, span: SpanData, max_batch_size: usize) {
+        if self.queue.capacity() == 0 {
+            let likely = (self.open as usize + 1).clamp(4, max_batch_size.max(4));
+            self.queue.reserve_exact(likely.min(max_batch_size));
+        }
+        self.queue.push(span);
+    }
+}
+
+/// The ids of all spans that a request started, ended ones too: a child may start after its parent ended.
+///
+/// Assignment is by proof, never by elimination: a span belongs to a request if its id, or its parent's, is in here. A
+/// request has few spans as a rule, so they are a list first and are indexed only when there are many.
+#[derive(Debug)]
+pub(crate) struct SpanIds {
+    list: Vec<SpanId>,
+    /// Boxed, because few requests have one and each has room for it.
+    index: Option<Box<Index>>,
+}
+
+#[derive(Debug)]
+struct Index(HashSet<SpanId, IdHash>);
+
+/// Up to this many ids, a search through the list is faster than a hash table.
+const LISTED: usize = 32;
+
+impl SpanIds {
+    fn new(root: SpanId) -> Self {
+        Self {
+            list: vec![root],
+            index: None,
+        }
+    }
+
+    pub(crate) fn insert(&mut self, id: SpanId) {
+        self.list.push(id);
+        if let Some(index) = &mut self.index {
+            index.0.insert(id);
+        } else if self.list.len() > LISTED {
+            self.index = Some(Box::new(Index(self.list.iter().copied().collect())));
+        }
+    }
+
+    pub(crate) fn contains(&self, id: SpanId) -> bool {
+        match &self.index {
+            Some(index) => index.0.contains(&id),
+            // From the back: the span that ends, or has a child, is likely one of the latest.
+            None => self.list.iter().rev().any(|known| *known == id),
+        }
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = SpanId> + '_ {
+        self.list.iter().copied()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    fn root(&self) -> SpanId {
+        self.list[0]
+    }
+}
+
+/// A copy of `cx` that owns no live span (R2): its values stay, and of its active span only the ids.
+///
+/// A context that owns a live span would keep that span from ending on drop, and through its tracer the provider from
+/// ever being shut down.
+pub(crate) fn strip(cx: &Context) -> Context {
+    if cx.has_active_span() {
+        cx.with_remote_span_context(cx.span().span_context().clone())
+    } else {
+        cx.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Scenario: a request starts few spans, then many.
+    /// Guarantees: each id is found, before and after the list gets an index, and no other is.
+    #[test]
+    fn ids_are_found_in_the_list_and_in_the_index() {
+        let mut ids = SpanIds::new(SpanId::from(1));
+        for n in 2..=200u64 {
+            ids.insert(SpanId::from(n));
+            assert!((1..=n).all(|known| ids.contains(SpanId::from(known))));
+            assert!(!ids.contains(SpanId::from(n + 1)));
+        }
+        assert_eq!(ids.root(), SpanId::from(1));
+        assert_eq!(ids.len(), 200);
+    }
+
+    /// Scenario: the first span of a queue arrives while nine others are open.
+    /// Guarantees: the queue does not grow step by step, and never beyond the batch size.
+    #[test]
+    fn queue_makes_room_for_the_open_spans() {
+        let mut request = Request::new(Context::new(), SpanId::from(1));
+        request.open = 9;
+        request.push(crate::testing::span(1, 1), 64);
+        assert_eq!(request.queue.capacity(), 10);
+        let mut request = Request::new(Context::new(), SpanId::from(1));
+        request.push(crate::testing::span(1, 1), 2);
+        assert_eq!(request.queue.capacity(), 2);
+    }
+}

@@ -1,0 +1,125 @@
+//! Synchronous waiting, where it can end.
+//!
+//! A thread that waits cannot drive anything else. That is a deadlock in two places: inside an export, which would wait
+//! for itself, and on the only thread of a runtime that the exporter needs (a gRPC channel that was built in a
+//! current-thread runtime, for one). The first is known beforehand. The second is found out: a probe task tells whether
+//! the caller's runtime still runs, and if it does not while no export makes progress, the wait ends early.
+
+use std::cell::Cell;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use crate::error::{Deadlock, FlushError};
+use crate::runtime::{Answer, Shared};
+use crate::sync::Arc;
+
+/// How long a wait on a blocked runtime goes on while no export makes progress.
+const STALL: Duration = Duration::from_secs(1);
+
+/// How often a wait on a runtime's thread looks around.
+const LOOK: Duration = Duration::from_millis(50);
+
+thread_local! {
+    static OWN_THREAD: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Marks this thread, for good, as one that exports run on.
+pub(crate) fn mark_own_thread() {
+    OWN_THREAD.set(true);
+}
+
+fn is_own_thread() -> bool {
+    OWN_THREAD.get()
+}
+
+impl Shared {
+    /// Starts something and blocks until it is answered, or until waiting is known to be in vain.
+    pub(crate) fn wait_for(
+        self: &Arc<Self>,
+        start: impl FnOnce(&Arc<Self>, Answer),
+    ) -> Result<(), FlushError> {
+        let (answer, answered) = mpsc::channel();
+        start(
+            self,
+            Box::new(move |result| {
+                // Nobody listens any more if the wait ended early.
+                let _ = answer.send(result);
+            }),
+        );
+        if is_own_thread() {
+            return answered
+                .try_recv()
+                .unwrap_or(Err(FlushError::WouldDeadlock(Deadlock::InsideExport)));
+        }
+        let probe = Probe::start();
+        let mut watch = Watch::new(self.progress());
+        loop {
+            match answered.recv_timeout(LOOK) {
+                Ok(result) => return result,
+                Err(mpsc::RecvTimeoutError::Disconnected) => {
+                    return Err(FlushError::AlreadyShutdown);
+                }
+                Err(mpsc::RecvTimeoutError::Timeout) => {}
+            }
+            if watch.is_stalled(self.progress()) && probe.is_blocked() {
+                return Err(FlushError::WouldDeadlock(Deadlock::RuntimeBlocked));
+            }
+        }
+    }
+}
+
+/// Notices when exports make no progress.
+struct Watch {
+    seen: u64,
+    since: Instant,
+}
+
+impl Watch {
+    fn new(progress: u64) -> Self {
+        Self {
+            seen: progress,
+            since: Instant::now(),
+        }
+    }
+
+    fn is_stalled(&mut self, progress: u64) -> bool {
+        if progress != self.seen {
+            *self = Self::new(progress);
+        }
+        self.since.elapsed() >= STALL
+    }
+}
+
+/// A task in the runtime of the calling thread, if there is one.
+#[cfg(feature = "tokio")]
+struct Probe(Option<tokio::task::JoinHandle<()>>);
+
+#[cfg(feature = "tokio")]
+impl Probe {
+    fn start() -> Self {
+        Self(
+            tokio::runtime::Handle::try_current()
+                .ok()
+                .map(|runtime| runtime.spawn(async {})),
+        )
+    }
+
+    /// Whether the caller has a runtime and that runtime does not run.
+    fn is_blocked(&self) -> bool {
+        self.0.as_ref().is_some_and(|task| !task.is_finished())
+    }
+}
+
+#[cfg(not(feature = "tokio"))]
+struct Probe;
+
+#[cfg(not(feature = "tokio"))]
+impl Probe {
+    fn start() -> Self {
+        Self
+    }
+
+    fn is_blocked(&self) -> bool {
+        false
+    }
+}
