@@ -56,6 +56,10 @@ pub(crate) struct Dispatch {
     lost_traces: LruCache<TraceId, u64, IdHash>,
     pub(crate) notices: Notices,
     closed: bool,
+    /// How many spans the last batch had: a guess at how many the next one will have.
+    usual_batch: usize,
+    /// Batches made since the driver last looked.
+    pub(crate) taken: u64,
     /// Whether the driver must be woken for new work. Set by the driver.
     pub(crate) asleep: bool,
 }
@@ -153,6 +157,8 @@ impl Dispatch {
             lost_traces,
             notices: Notices::default(),
             closed: false,
+            usual_batch: 0,
+            taken: 0,
             asleep: false,
         }
     }
@@ -200,7 +206,7 @@ impl Dispatch {
                 request.root_ended |= id == request.root();
                 if sampled && room {
                     if let Some(span) = span.take() {
-                        request.push(span, self.max_batch_size);
+                        request.push(span, self.usual_batch);
                         self.stats.queued += 1;
                     }
                 }
@@ -326,6 +332,8 @@ impl Dispatch {
         self.stats.queued -= count;
         self.stats.waiting += count;
         let id = self.new_id();
+        self.taken += 1;
+        self.usual_batch = spans.len();
         self.waiting.push_back(Batch {
             id,
             context,

@@ -34,8 +34,8 @@ impl BuildHasher for IdHash {
 pub(crate) struct IdHasher(u64);
 
 impl IdHasher {
-    fn fold(&mut self, value: u64) {
-        let product = u128::from(self.0 ^ value) * u128::from(ODD ^ self.0.rotate_left(32));
+    fn fold(&mut self, low: u64, high: u64) {
+        let product = u128::from(self.0 ^ low) * u128::from(self.0.rotate_left(32) ^ ODD ^ high);
         self.0 = (product as u64) ^ ((product >> 64) as u64);
     }
 }
@@ -49,16 +49,16 @@ impl Hasher for IdHasher {
         for chunk in bytes.chunks(8) {
             let mut word = [0; 8];
             word[..chunk.len()].copy_from_slice(chunk);
-            self.fold(u64::from_le_bytes(word));
+            self.fold(u64::from_le_bytes(word), 0);
         }
     }
 
     fn write_u64(&mut self, value: u64) {
-        self.fold(value);
+        self.fold(value, 0);
     }
 
     fn write_u128(&mut self, value: u128) {
-        self.fold((value as u64) ^ ((value >> 64) as u64).rotate_left(29));
+        self.fold(value as u64, (value >> 64) as u64);
     }
 }
 

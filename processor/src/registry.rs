@@ -28,6 +28,8 @@ pub(crate) struct Registry {
     max_spans_per_trace: usize,
     /// Trace ids evicted lately. The value is nothing: this is a set that forgets its oldest.
     evicted: LruCache<TraceId, (), IdHash>,
+    /// How many spans the last request had: a guess at how many the next one will have.
+    usual_spans: usize,
 }
 
 /// What is held for one trace id.
@@ -87,6 +89,7 @@ impl Registry {
                 ring.resize(remembered);
                 ring
             },
+            usual_spans: 0,
         }
     }
 
@@ -95,7 +98,9 @@ impl Registry {
         if let Some(entry) = self.traces.get_mut(&id.trace) {
             return match entry.admit(self.max_spans_per_trace) {
                 true => {
-                    entry.requests.add(Request::new(context, id.root));
+                    entry
+                        .requests
+                        .add(Request::new(context, id.root, self.usual_spans));
                     RootStart::Added
                 }
                 false => RootStart::Refused(context),
@@ -106,7 +111,7 @@ impl Registry {
             false => None,
         };
         let entry = Entry {
-            requests: Requests::One(Request::new(context, id.root)),
+            requests: Requests::One(Request::new(context, id.root, self.usual_spans)),
             spans: 1,
             refused: 0,
         };
@@ -190,7 +195,10 @@ impl Registry {
             return Some(request);
         }
         match self.traces.pop(&id.trace)?.requests {
-            Requests::One(request) => Some(request),
+            Requests::One(request) => {
+                self.usual_spans = request.spans.len();
+                Some(request)
+            }
             Requests::Many(_) => None,
         }
     }

@@ -49,11 +49,11 @@ pub(crate) struct Request {
 }
 
 impl Request {
-    pub(crate) fn new(context: Context, root: SpanId) -> Self {
+    pub(crate) fn new(context: Context, root: SpanId, usual_spans: usize) -> Self {
         Self {
             context,
             queue: Vec::new(),
-            spans: SpanIds::new(root),
+            spans: SpanIds::new(root, usual_spans),
             open: 1,
             exporting: 0,
             root_ended: false,
@@ -88,16 +88,20 @@ impl Request {
         (self.context.clone(), std::mem::take(&mut self.queue))
     }
 
-    /// Appends to the queue. The first span of a batch makes room for as many as are still open, because they are the
-    /// ones likely to follow.
-    pub(crate) fn push(&mut self, span: SpanData, max_batch_size: usize) {
+    /// Appends to the queue, which makes room for as many as a batch usually has, within reason.
+    pub(crate) fn push(&mut self, span: SpanData, usual_batch: usize) {
         if self.queue.capacity() == 0 {
-            let likely = (self.open as usize + 1).clamp(4, max_batch_size.max(4));
-            self.queue.reserve_exact(likely.min(max_batch_size));
+            self.queue.reserve_exact(usual_batch.clamp(1, ROOM));
         }
         self.queue.push(span);
     }
 }
+
+/// A request makes room at once for as many spans as others had lately, but for so many at the most.
+const ROOM: usize = 16;
+
+/// A request has a few spans at least.
+const LEAST_ROOM: usize = 4;
 
 /// The ids of all spans that a request started, ended ones too: a child may start after its parent ended.
 ///
@@ -117,11 +121,10 @@ struct Index(HashSet<SpanId, IdHash>);
 const LISTED: usize = 32;
 
 impl SpanIds {
-    fn new(root: SpanId) -> Self {
-        Self {
-            list: vec![root],
-            index: None,
-        }
+    fn new(root: SpanId, usual: usize) -> Self {
+        let mut list = Vec::with_capacity(usual.clamp(LEAST_ROOM, ROOM));
+        list.push(root);
+        Self { list, index: None }
     }
 
     pub(crate) fn insert(&mut self, id: SpanId) {
@@ -174,7 +177,7 @@ mod tests {
     /// Guarantees: each id is found, before and after the list gets an index, and no other is.
     #[test]
     fn ids_are_found_in_the_list_and_in_the_index() {
-        let mut ids = SpanIds::new(SpanId::from(1));
+        let mut ids = SpanIds::new(SpanId::from(1), 0);
         for n in 2..=200u64 {
             ids.insert(SpanId::from(n));
             assert!((1..=n).all(|known| ids.contains(SpanId::from(known))));
@@ -184,16 +187,14 @@ mod tests {
         assert_eq!(ids.len(), 200);
     }
 
-    /// Scenario: the first span of a queue arrives while nine others are open.
-    /// Guarantees: the queue does not grow step by step, and never beyond the batch size.
+    /// Scenario: batches had few spans lately, or very many.
+    /// Guarantees: a queue makes room for as many, within reason.
     #[test]
-    fn queue_makes_room_for_the_open_spans() {
-        let mut request = Request::new(Context::new(), SpanId::from(1));
-        request.open = 9;
-        request.push(crate::testing::span(1, 1), 64);
-        assert_eq!(request.queue.capacity(), 10);
-        let mut request = Request::new(Context::new(), SpanId::from(1));
-        request.push(crate::testing::span(1, 1), 2);
-        assert_eq!(request.queue.capacity(), 2);
+    fn queue_makes_room_for_a_usual_batch() {
+        for (usual, capacity) in [(0, 1), (10, 10), (64, ROOM)] {
+            let mut request = Request::new(Context::new(), SpanId::from(1), 0);
+            request.push(crate::testing::span(1, 1), usual);
+            assert_eq!(request.queue.capacity(), capacity);
+        }
     }
 }

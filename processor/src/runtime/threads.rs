@@ -23,9 +23,6 @@ use crate::sync::{Arc, AtomicBool, AtomicU64, Ordering};
 /// The driver's period while there is work.
 const TICK: Duration = Duration::from_millis(1);
 
-/// The driver sleeps after this many ticks without work, until it is woken.
-const IDLE_TICKS: u32 = 16;
-
 /// How many queues the driver takes before it lets others have the lock.
 const QUEUES_PER_LOCK: usize = 64;
 
@@ -59,16 +56,17 @@ pub(crate) fn spawn_driver(shared: &Arc<Shared>) -> std::io::Result<()> {
 fn drive(shared: &Arc<Shared>) {
     let _suppressed = Context::enter_telemetry_suppressed_scope();
     mark_own_thread();
-    let mut idle = 0;
+    let mut streak = 0;
     loop {
         match shared.tick() {
-            Tick::Worked => idle = 0,
-            Tick::Idle => idle += 1,
+            Tick::Worked => streak += 1,
+            // One more tick is cheaper than a wake-up if there was work in tick after tick, and dearer if there was not.
+            Tick::Idle if streak > 1 => streak = 0,
+            Tick::Idle => {
+                shared.sleep();
+                streak = 0;
+            }
             Tick::Over => break,
-        }
-        if idle >= IDLE_TICKS {
-            shared.sleep();
-            idle = 0;
         }
         thread::sleep(TICK);
     }
@@ -87,7 +85,6 @@ impl Shared {
         let now = Instant::now();
         let mut garbage = Garbage::default();
         let mut state = self.state.lock();
-        let worked = state.dispatch.has_due();
         for _ in 0..=state.dispatch.due() / QUEUES_PER_LOCK {
             state.dispatch.tick(QUEUES_PER_LOCK);
             drop(state);
@@ -99,6 +96,7 @@ impl Shared {
         state.finalize();
         let wants_worker = state.wants_worker();
         let summons = state.pool.summon(wants_worker, false);
+        let worked = std::mem::take(&mut state.dispatch.taken);
         let over = state.is_over();
         let notices = state.dispatch.notices.take(now, over);
         drop(state);
@@ -106,7 +104,7 @@ impl Shared {
         give(answers);
         notices.iter().for_each(|notice| notice.say());
         drop(garbage);
-        match (over, worked || wants_worker) {
+        match (over, worked > 0) {
             (true, _) => Tick::Over,
             (false, true) => Tick::Worked,
             (false, false) => Tick::Idle,
