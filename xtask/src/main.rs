@@ -1,0 +1,40 @@
+//! The project's own commands. `cargo xtask` lists them.
+
+#![forbid(unsafe_code)]
+// A command-line program talks to its user.
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+mod steps;
+
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+usage: cargo xtask <command>
+
+  test             everything that must hold: format, lints, docs, each feature alone,
+                   unit, property, integration and doc tests, examples, packages, the demo
+  test <step>...   only these steps
+  steps            the names of the steps
+  bench            the benchmarks, for people
+  bench --json     the benchmarks, as one JSON object on the last line";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let result = match arguments.as_slice() {
+        ["test", only @ ..] => steps::test(only),
+        ["steps"] => {
+            steps::names().for_each(|name| println!("{name}"));
+            Ok(())
+        }
+        ["bench", options @ ..] => steps::bench(options),
+        _ => Err(USAGE.to_owned()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("{message}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! The steps of `cargo xtask test`, in the order in which they are cheapest to fail.
+
+use std::process::Command;
+use std::time::Instant;
+
+/// The crates that are published, with the features that must each compile alone.
+const PUBLISHED: [(&str, &[&str]); 2] = [
+    (
+        "opentelemetry-per-request",
+        &["tokio", "metrics", "internal-logs"],
+    ),
+    (
+        "opentelemetry-otlp-direct",
+        &[
+            "reqwest",
+            "reqwest-blocking",
+            "hyper",
+            "tls",
+            "gzip",
+            "metrics",
+            "tonic",
+            "internal-logs",
+        ],
+    ),
+];
+
+const EXAMPLES: [&str; 4] = ["direct", "otlp_http", "otlp_grpc", "per_request_tokens"];
+
+type Outcome = Result<(), String>;
+
+/// A named part of `cargo xtask test`.
+struct Step {
+    name: &'static str,
+    run: fn() -> Outcome,
+}
+
+const STEPS: [Step; 8] = [
+    Step {
+        name: "format",
+        run: || cargo(&["fmt", "--all", "--check"]),
+    },
+    Step {
+        name: "lints",
+        run: lints,
+    },
+    Step {
+        name: "features",
+        run: features,
+    },
+    Step {
+        name: "docs",
+        run: docs,
+    },
+    Step {
+        name: "package",
+        run: package,
+    },
+    Step {
+        name: "examples",
+        run: examples,
+    },
+    Step {
+        name: "demo",
+        run: || cargo(&["demo", "--", "--json"]),
+    },
+    Step {
+        name: "tests",
+        // Last, so that the runner's own closing lines close the output.
+        run: || cargo(&["test", "--workspace", "--all-features", "--no-fail-fast"]),
+    },
+];
+
+pub(crate) fn names() -> impl Iterator<Item = &'static str> {
+    STEPS.iter().map(|step| step.name)
+}
+
+/// Runs the steps that are named, or all.
+pub(crate) fn test(only: &[&str]) -> Outcome {
+    if let Some(unknown) = only.iter().find(|name| !names().any(|step| step == **name)) {
+        let known: Vec<_> = names().collect();
+        return Err(format!(
+            "no step `{unknown}`; there are: {}",
+            known.join(", ")
+        ));
+    }
+    let wanted = |step: &&Step| only.is_empty() || only.contains(&step.name);
+    for step in STEPS.iter().filter(wanted) {
+        println!("==> {}", step.name);
+        let start = Instant::now();
+        (step.run)().map_err(|error| format!("step `{}` failed: {error}", step.name))?;
+        println!(
+            "==> {} ok in {:.0} s",
+            step.name,
+            start.elapsed().as_secs_f64()
+        );
+    }
+    Ok(())
+}
+
+/// Runs the benchmarks of the member `benches`, in release.
+pub(crate) fn bench(options: &[&str]) -> Outcome {
+    match options {
+        [] => cargo(&["bench", "--package", "benches"]),
+        ["--json"] => cargo(&[
+            "run",
+            "--release",
+            "--package",
+            "benches",
+            "--bin",
+            "report",
+        ]),
+        _ => Err("usage: cargo xtask bench [--json]".to_owned()),
+    }
+}
+
+fn lints() -> Outcome {
+    cargo(&[
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--all-features",
+        "--",
+        "-D",
+        "warnings",
+    ])
+}
+
+/// Each published crate without default features, and with each feature alone.
+fn features() -> Outcome {
+    for (package, features) in PUBLISHED {
+        for feature in std::iter::once(&"").chain(features) {
+            cargo(&[
+                "clippy",
+                "--quiet",
+                "--package",
+                package,
+                "--no-default-features",
+                "--features",
+                feature,
+                "--",
+                "-D",
+                "warnings",
+            ])?;
+        }
+        let tree = output(&[
+            "tree",
+            "--package",
+            package,
+            "--all-features",
+            "--edges",
+            "normal",
+        ])?;
+        if tree.lines().any(|line| line.contains(" worker v")) {
+            return Err(format!(
+                "{package} pulls the crate `worker` into a native build"
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn docs() -> Outcome {
+    let mut command = Command::new(env!("CARGO"));
+    command
+        .args(["doc", "--workspace", "--no-deps", "--all-features"])
+        .env("RUSTDOCFLAGS", "-D warnings");
+    run(command)
+}
+
+/// Runs each example: they check what arrived.
+fn examples() -> Outcome {
+    for example in EXAMPLES {
+        cargo(&["run", "--quiet", "--package", "demo", "--example", example])?;
+    }
+    Ok(())
+}
+
+fn package() -> Outcome {
+    let mut arguments = vec!["package", "--allow-dirty"];
+    for (package, _) in &PUBLISHED {
+        arguments.extend(["--package", package]);
+    }
+    cargo(&arguments)
+}
+
+fn cargo(arguments: &[&str]) -> Outcome {
+    let mut command = Command::new(env!("CARGO"));
+    command.args(arguments);
+    run(command)
+}
+
+fn run(mut command: Command) -> Outcome {
+    let status = command
+        .status()
+        .map_err(|error| format!("{command:?} could not be started: {error}"))?;
+    match status.success() {
+        true => Ok(()),
+        false => Err(format!("{command:?} ended with {status}")),
+    }
+}
+
+fn output(arguments: &[&str]) -> Result<String, String> {
+    let output = Command::new(env!("CARGO"))
+        .args(arguments)
+        .output()
+        .map_err(|error| format!("cargo could not be started: {error}"))?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
