@@ -1,4 +1,75 @@
-//! placeholder docs
+//! A span processor for `opentelemetry_sdk` that exports every span as it ends, under the saved context of its own request.
+//!
+//! ```
+//! # use opentelemetry_sdk::trace::InMemorySpanExporter;
+//! use opentelemetry::Context;
+//! use opentelemetry::trace::{Tracer as _, TracerProvider as _};
+//! use opentelemetry_per_request::{Config, PerRequestSpanProcessor};
+//! use opentelemetry_sdk::trace::SdkTracerProvider;
+//!
+//! # futures_executor::block_on(async {
+//! # let exporter = InMemorySpanExporter::default();
+//! // `exporter` is any `SpanExporter`: `DirectExporter`, or one of `opentelemetry-otlp`.
+//! let processor = PerRequestSpanProcessor::builder(exporter)
+//!     .with_config(Config::from_env())
+//!     .build()?;
+//! let telemetry = processor.handle();
+//! let provider = SdkTracerProvider::builder().with_span_processor(processor).build();
+//! let tracer = provider.tracer("shop");
+//!
+//! // Whatever a request's root span starts under is there again when its spans are exported.
+//! #[derive(Debug)]
+//! struct Tenant(&'static str);
+//! let guard = Context::current_with_value(Tenant("blue")).attach();
+//! tracer.in_span("request", |_cx| tracer.in_span("step", |_cx| {}));
+//! drop(guard);
+//!
+//! // Everything that has ended so far is acknowledged, or the error says what was lost.
+//! telemetry.flush().await?;
+//! assert_eq!(telemetry.stats().exported, 2);
+//! # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+//! ```
+//!
+//! # What it promises
+//!
+//! - **Every sampled span that ends is exported, soon**, in batches of at most 64 spans of one request: about a
+//!   millisecond later, also while its root span is still open.
+//! - **Under the context of its own request.** The context that a request's first local span started in is saved, without
+//!   the live span in it, and is current whenever that request's spans are exported. So an exporter, an HTTP client or a
+//!   gRPC interceptor reads the request's credentials from `Context::current()`. Two requests that carry the same trace
+//!   id are never mixed up.
+//! - **Late spans too.** When more than `max_traces` are open, the least recently used is forgotten; a span of it that
+//!   ends later is exported under the [fallback context](Builder::with_fallback_context), and marked.
+//! - **Nothing outlives its request.** When the last span of a request has ended, its context leaves with the last batch.
+//! - **It can account for each span**, at every moment: see [`Stats`]. Whatever is lost has a reason, a counter and a
+//!   warning.
+//! - **A flush tells the truth**: see [`Handle::flush`].
+//! - **Everything is bounded**: traces, spans, concurrent exports and the time of each, by [`Config`].
+//!
+//! # What it asks of an exporter
+//!
+//! `export` may be called again before an earlier call has ended, up to
+//! [`max_concurrent_exports`](Config::with_max_concurrent_exports) times; set that to 1 for an exporter that takes the
+//! words of the trait literally. All OTLP exporters of `opentelemetry-otlp` take concurrent calls. `export` may block its
+//! thread. It is called on threads that belong to the processor and have entered a small Tokio runtime of its own, so
+//! asynchronous clients work wherever the spans come from.
+//!
+//! # What it cannot do
+//!
+//! - A span that ends after its provider was shut down reaches no processor, so it is not in any of our numbers either.
+//! - A request is known by the spans that were seen to start. A span that starts as a child of a span that was never
+//!   recorded, or of a request that is over, cannot be assigned; it is late (`unknown_trace`). Work that goes on after a
+//!   request should start its span while the request still has one open.
+//! - A process that is killed takes with it what was not exported: at most a tick's worth, and what is in flight.
+//!
+//! # Features
+//!
+//! | feature | default | |
+//! |---|---|---|
+//! | `tokio` | yes | exports run inside a Tokio runtime of the processor's own |
+//! | `metrics` | yes | the numbers of [`Stats`] as OpenTelemetry metrics: `otel.sdk.processor.span.processed`, `.queue.size`, `.queue.capacity` and `per_request.span.late` |
+//! | `internal-logs` | yes | warnings, through `tracing` |
+
 #![forbid(unsafe_code)]
 
 mod config;
