@@ -59,7 +59,7 @@ pub(crate) struct Dispatch {
     /// How many spans the last batch had: a guess at how many the next one will have.
     usual_batch: usize,
     /// Batches made since the driver last looked.
-    pub(crate) taken: u64,
+    batches_made: u64,
     /// Whether the driver must be woken for new work. Set by the driver.
     pub(crate) asleep: bool,
 }
@@ -158,7 +158,7 @@ impl Dispatch {
             notices: Notices::default(),
             closed: false,
             usual_batch: 0,
-            taken: 0,
+            batches_made: 0,
             asleep: false,
         }
     }
@@ -332,7 +332,7 @@ impl Dispatch {
         self.stats.queued -= count;
         self.stats.waiting += count;
         let id = self.new_id();
-        self.taken += 1;
+        self.batches_made += 1;
         self.usual_batch = spans.len();
         self.waiting.push_back(Batch {
             id,
@@ -614,14 +614,19 @@ impl Dispatch {
         !self.waiting.is_empty() && self.has_slot()
     }
 
-    /// Whether the driver sleeps while there is something to do. Says so once.
+    /// Whether the driver sleeps while there is something new for it. Says so once.
     pub(crate) fn must_wake(&mut self) -> bool {
         let wake =
-            self.asleep && (self.has_due() || self.has_ready_batch() || self.notices.has_news());
+            self.asleep && (self.has_due() || self.batches_made > 0 || self.notices.has_news());
         if wake {
             self.asleep = false;
         }
         wake
+    }
+
+    /// How many batches were made since the last call.
+    pub(crate) fn take_batches_made(&mut self) -> u64 {
+        std::mem::take(&mut self.batches_made)
     }
 
     pub(crate) fn stats(&self) -> Stats {

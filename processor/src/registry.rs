@@ -185,21 +185,24 @@ impl Registry {
 
     /// Takes out a request that is over (R9).
     pub(crate) fn release(&mut self, id: RequestId) -> Option<Request> {
-        let entry = self.traces.peek_mut(&id.trace)?;
-        if let Requests::Many(many) = &mut entry.requests {
-            let request = many.remove(id.root)?;
-            entry.spans = entry.spans.saturating_sub(request.spans.len());
-            if many.by_root.is_empty() {
-                self.traces.pop(&id.trace);
-            }
-            return Some(request);
-        }
-        match self.traces.pop(&id.trace)?.requests {
+        // The whole entry first, because it nearly always goes with its only request. One that stays was used just now, so
+        // it is right to put it back as the latest.
+        let mut entry = self.traces.pop(&id.trace)?;
+        match entry.requests {
             Requests::One(request) => {
                 self.usual_spans = request.spans.len();
                 Some(request)
             }
-            Requests::Many(_) => None,
+            Requests::Many(mut many) => {
+                let request = many.remove(id.root);
+                if !many.by_root.is_empty() {
+                    let gone = request.as_ref().map_or(0, |request| request.spans.len());
+                    entry.spans = entry.spans.saturating_sub(gone);
+                    entry.requests = Requests::Many(many);
+                    self.traces.put(id.trace, entry);
+                }
+                request
+            }
         }
     }
 

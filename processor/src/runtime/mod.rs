@@ -20,7 +20,7 @@ use crate::request::RequestId;
 use crate::stats::Stats;
 use crate::sync::{Arc, AtomicU64, Condvar, Mutex, Ordering};
 
-use threads::Pool;
+use threads::{Pool, Summons};
 pub(crate) use tokio_runtime::OwnRuntime;
 
 /// What the processor, its handles and its threads share.
@@ -186,8 +186,10 @@ impl Shared {
             },
         );
         state.advance();
-        let wants_worker = state.wants_worker();
-        let summons = state.pool.summon(wants_worker, true);
+        let summons = match state.wants_worker() {
+            true => state.pool.summon(),
+            false => Summons::Nobody,
+        };
         // The driver watches the deadline, so it must look at it.
         state.dispatch.asleep = false;
         drop(state);

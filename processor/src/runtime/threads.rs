@@ -1,9 +1,10 @@
 //! The native runtime: one driver thread that paces everything, and workers that call the exporter.
 //!
-//! A span that ends wakes nobody while the driver is awake, and the driver stays awake while there is work: it takes all
-//! that is due about once in a millisecond. It hands batches to a worker and never calls the exporter itself, so an
-//! exporter that blocks cannot stop it. One worker drives any number of asynchronous exports; when batches are ready
-//! and no worker has taken one for a whole tick, all of them are blocked inside the exporter, and another one starts.
+//! A span that ends wakes nobody while the driver is awake. The driver lets a millisecond pass, takes all that is due, and
+//! hands it to a worker; it never calls the exporter itself, so an exporter that blocks cannot stop it. One worker drives
+//! any number of asynchronous exports. While the exporter is not known to return quickly, each worker that takes a batch
+//! calls for another one for the rest; and when batches are ready and nobody took one for a while, all workers are blocked
+//! inside the exporter, and the driver calls for another.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::task::{Context as TaskContext, Poll, Wake, Waker};
@@ -22,6 +23,15 @@ use crate::sync::{Arc, AtomicBool, AtomicU64, Ordering};
 
 /// The driver's period while there is work.
 const TICK: Duration = Duration::from_millis(1);
+
+/// How often the driver looks after pending spans when nothing new comes.
+const LOOK_AFTER: Duration = Duration::from_millis(20);
+
+/// An exporter whose calls return within this time is quick: it does not block, or hardly.
+const QUICK: Duration = Duration::from_micros(200);
+
+/// How many batches a worker takes at once from a quick exporter's queue.
+const BULK: usize = 16;
 
 /// How many queues the driver takes before it lets others have the lock.
 const QUEUES_PER_LOCK: usize = 64;
@@ -60,13 +70,12 @@ fn drive(shared: &Arc<Shared>) {
     loop {
         match shared.tick() {
             Tick::Worked => streak += 1,
-            // One more tick is cheaper than a wake-up if there was work in tick after tick, and dearer if there was not.
-            Tick::Idle if streak > 1 => streak = 0,
-            Tick::Idle => {
-                shared.sleep();
-                streak = 0;
-            }
+            Tick::Idle => streak = 0,
             Tick::Over => break,
+        }
+        // One more tick is cheaper than a wake-up when there is work in tick after tick, and dearer when there is not.
+        if streak < 2 {
+            shared.sleep();
         }
         thread::sleep(TICK);
     }
@@ -95,8 +104,11 @@ impl Shared {
         state.advance();
         state.finalize();
         let wants_worker = state.wants_worker();
-        let summons = state.pool.summon(wants_worker, false);
-        let worked = std::mem::take(&mut state.dispatch.taken);
+        let summons = match wants_worker {
+            true => state.pool.summon_or_hire(),
+            false => Summons::Nobody,
+        };
+        let worked = state.dispatch.take_batches_made();
         let over = state.is_over();
         let notices = state.dispatch.notices.take(now, over);
         drop(state);
@@ -111,15 +123,20 @@ impl Shared {
         }
     }
 
-    /// Sleeps until there is work, or until the next deadline.
+    /// Sleeps until there is work, or until the next deadline; for a short time only while spans are pending, to see
+    /// whether they get on.
     fn sleep(&self) {
         let mut state = self.state.lock();
+        if state.dispatch.has_due() {
+            return;
+        }
         state.dispatch.asleep = true;
+        let look_after = match state.dispatch.is_drained() && state.jobs.is_empty() {
+            true => None,
+            false => Instant::now().checked_add(LOOK_AFTER),
+        };
         while state.dispatch.asleep {
-            if state.dispatch.must_wake() {
-                break;
-            }
-            match state.next_deadline() {
+            match look_after.into_iter().chain(state.next_deadline()).min() {
                 None => state = self.driver.wait(state),
                 Some(deadline) => {
                     let left = deadline.saturating_duration_since(Instant::now());
@@ -171,6 +188,8 @@ pub(crate) struct Pool {
     taken: u64,
     /// What `taken` was when the driver last looked.
     seen: u64,
+    /// Whether the exporter is known to return quickly.
+    quick: bool,
 }
 
 /// What is to be done about workers once the lock is released.
@@ -194,27 +213,43 @@ impl Pool {
             max_workers,
             taken: 0,
             seen: 0,
+            quick: false,
         }
     }
 
-    /// Finds a worker if one is wanted: one that is parked, or a new one if there is none, or if all of them have been
-    /// busy since the driver last asked. A caller other than the driver (`asked_between`) cannot tell the last.
-    pub(crate) fn summon(&mut self, wanted: bool, asked_between: bool) -> Summons {
-        let stuck = self.taken == self.seen && !asked_between;
-        if !asked_between {
-            self.seen = self.taken;
+    /// Calls for a worker: one that is parked, or the first.
+    pub(crate) fn summon(&mut self) -> Summons {
+        match self.parked.pop() {
+            Some(signal) => Summons::Wake(signal),
+            None if self.workers == 0 => self.hire(),
+            None => Summons::Nobody,
         }
-        if !wanted {
+    }
+
+    /// Calls for a worker, and for a new one if no worker has taken anything since the last call.
+    fn summon_or_hire(&mut self) -> Summons {
+        let stuck = self.taken == self.seen;
+        self.seen = self.taken;
+        match self.summon() {
+            Summons::Nobody if stuck => self.hire(),
+            summons => summons,
+        }
+    }
+
+    /// Calls for one more worker than there is.
+    fn summon_another(&mut self) -> Summons {
+        match self.summon() {
+            Summons::Nobody => self.hire(),
+            summons => summons,
+        }
+    }
+
+    fn hire(&mut self) -> Summons {
+        if self.workers >= self.max_workers {
             return Summons::Nobody;
         }
-        if let Some(signal) = self.parked.pop() {
-            return Summons::Wake(signal);
-        }
-        if self.workers == 0 || (stuck && self.workers < self.max_workers) {
-            self.workers += 1;
-            return Summons::Hire;
-        }
-        Summons::Nobody
+        self.workers += 1;
+        Summons::Hire
     }
 }
 
@@ -271,6 +306,15 @@ struct Worker {
     shared: Arc<Shared>,
     signal: Arc<Signal>,
     running: Vec<Running>,
+    /// Exports that are over, to be accounted for together.
+    done: Vec<Done>,
+}
+
+/// An export that is over.
+struct Done {
+    id: u64,
+    spans: u64,
+    outcome: Result<(), (Outcome, Example)>,
 }
 
 /// An export under way.
@@ -299,11 +343,6 @@ impl Wake for Alarm {
     }
 }
 
-enum Work {
-    Export(Batch, Option<Instant>),
-    Job(Job),
-}
-
 impl Worker {
     fn new(shared: Arc<Shared>) -> Self {
         Self {
@@ -313,55 +352,88 @@ impl Worker {
                 notified: AtomicBool::new(false),
             }),
             running: Vec::new(),
+            done: Vec::new(),
         }
     }
 
     fn run(mut self) {
         let _suppressed = Context::enter_telemetry_suppressed_scope();
         mark_own_thread();
+        let mut batches = Vec::with_capacity(BULK);
         loop {
-            match self.take() {
-                Some(Work::Export(batch, deadline)) => self.start(batch, deadline),
-                Some(Work::Job(job)) => self.shared.perform(job),
-                None if self.park() => {}
-                None => break,
+            let job = self.take(&mut batches);
+            let idle = job.is_none() && batches.is_empty();
+            if let Some(job) = job {
+                self.shared.perform(job);
             }
-            self.poll_rung();
+            match batches.is_empty() {
+                true => self.poll(),
+                false => self.start(&mut batches),
+            }
+            if idle && !self.park() {
+                break;
+            }
         }
     }
 
-    fn take(&self) -> Option<Work> {
+    /// Takes what there is to do: a call that is not an export, or batches.
+    fn take(&self, batches: &mut Vec<(Batch, Option<Instant>)>) -> Option<Job> {
         let mut state = self.shared.state.lock();
-        let work = match state.jobs.pop_front() {
-            Some(job) => Work::Job(job),
-            None if state.dispatch.has_ready_batch() => {
-                let deadline = Instant::now().checked_add(self.shared.export_timeout);
-                Work::Export(state.dispatch.next_batch(deadline)?, deadline)
-            }
-            None => return None,
-        };
+        let job = state.jobs.pop_front();
+        if job.is_none() && state.dispatch.has_ready_batch() {
+            let deadline = Instant::now().checked_add(self.shared.export_timeout);
+            let bulk = match state.pool.quick {
+                true => BULK,
+                false => 1,
+            };
+            let taken = std::iter::from_fn(|| state.dispatch.next_batch(deadline)).take(bulk);
+            batches.extend(taken.map(|batch| (batch, deadline)));
+        }
+        if job.is_none() && batches.is_empty() {
+            return None;
+        }
         state.pool.taken += 1;
-        Some(work)
+        // The call into the exporter may block, so others must get at the rest.
+        let summons = match !state.pool.quick && state.wants_worker() {
+            true => state.pool.summon_another(),
+            false => Summons::Nobody,
+        };
+        drop(state);
+        self.shared.obey(summons);
+        job
     }
 
-    fn start(&mut self, batch: Batch, deadline: Option<Instant>) {
-        let context = batch.context.with_telemetry_suppressed();
-        let spans = batch.spans.len() as u64;
-        let id = batch.id;
-        // The batch's own copy of the context goes first: when an export is done, none may be left (R9).
-        drop(batch.context);
-        let export = self.shared.exporter().export_under(context, batch.spans);
-        self.running.push(Running {
-            id,
-            spans,
-            deadline,
-            export,
-            alarm: Arc::new(Alarm {
-                progress: self.shared.progress.clone(),
-                signal: self.signal.clone(),
-                rung: AtomicBool::new(true),
-            }),
-        });
+    /// Starts exports and polls each once, and learns whether that is quick.
+    fn start(&mut self, batches: &mut Vec<(Batch, Option<Instant>)>) {
+        let started = Instant::now();
+        let calls = batches.len() as u32;
+        let exporter = self.shared.exporter();
+        for (batch, deadline) in batches.drain(..) {
+            let context = batch.context.with_telemetry_suppressed();
+            // The batch's own copy of the context goes first: when an export is done, none may be left (R9).
+            drop(batch.context);
+            self.running.push(Running {
+                id: batch.id,
+                spans: batch.spans.len() as u64,
+                deadline,
+                export: exporter.clone().export_under(context, batch.spans),
+                alarm: Arc::new(Alarm {
+                    progress: self.shared.progress.clone(),
+                    signal: self.signal.clone(),
+                    rung: AtomicBool::new(true),
+                }),
+            });
+        }
+        drop(exporter);
+        self.poll_rung();
+        self.account(Some(started.elapsed() / calls < QUICK));
+    }
+
+    fn poll(&mut self) {
+        self.poll_rung();
+        if !self.done.is_empty() {
+            self.account(None);
+        }
     }
 
     /// Polls the exports that asked for it, and gives up those whose deadline has passed.
@@ -374,27 +446,51 @@ impl Worker {
                 false => None,
             };
             let overdue = || {
-                running
-                    .deadline
-                    .is_some_and(|deadline| deadline <= Instant::now())
+                let deadline = running.deadline;
+                deadline.is_some_and(|deadline| deadline <= Instant::now())
             };
             let outcome = match result {
-                Some(Ok(())) => Ok(Outcome::Exported),
+                Some(Ok(())) => Ok(()),
                 Some(Err(error)) => Err((Outcome::Failed, error)),
                 None if overdue() => {
-                    Err((Outcome::TimedOut, timed_out(self.shared.export_timeout)))
+                    let error = timed_out(self.shared.export_timeout);
+                    Err((Outcome::TimedOut, error))
                 }
                 None => {
                     at += 1;
                     continue;
                 }
             };
-            let Running {
-                id, spans, export, ..
-            } = self.running.swap_remove(at);
-            drop_quietly(export);
-            self.shared.complete(id, spans, outcome);
+            let over = self.running.swap_remove(at);
+            drop_quietly(over.export);
+            self.done.push(Done {
+                id: over.id,
+                spans: over.spans,
+                outcome,
+            });
         }
+    }
+
+    /// Accounts for the exports that are over, and for how quick they were.
+    fn account(&mut self, quick: Option<bool>) {
+        let shared = &self.shared;
+        let mut state = shared.state.lock();
+        state.pool.quick = quick.unwrap_or(state.pool.quick);
+        for done in self.done.drain(..) {
+            let outcome = match done.outcome {
+                Ok(()) => Outcome::Exported,
+                Err((outcome, example)) => {
+                    let notices = &mut state.dispatch.notices;
+                    notices.note(Kind::ExportFailed, done.spans, example);
+                    outcome
+                }
+            };
+            state.dispatch.complete(done.id, outcome);
+        }
+        state.advance();
+        state.finalize();
+        shared.unlock(state);
+        note_progress(&shared.progress);
     }
 
     /// Waits for a signal or a deadline. False if this worker is no longer needed.
@@ -475,30 +571,6 @@ fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
 }
 
 impl Shared {
-    fn complete(
-        self: &Arc<Self>,
-        id: u64,
-        spans: u64,
-        outcome: Result<Outcome, (Outcome, Example)>,
-    ) {
-        let mut state = self.state.lock();
-        let outcome = match outcome {
-            Ok(outcome) => outcome,
-            Err((outcome, example)) => {
-                state
-                    .dispatch
-                    .notices
-                    .note(Kind::ExportFailed, spans, example);
-                outcome
-            }
-        };
-        state.dispatch.complete(id, outcome);
-        state.advance();
-        state.finalize();
-        self.unlock(state);
-        note_progress(&self.progress);
-    }
-
     /// Calls into the exporter for something that is not an export.
     fn perform(self: &Arc<Self>, job: Job) {
         let exporter = self.exporter();
