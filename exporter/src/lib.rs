@@ -1,0 +1,99 @@
+//! An OTLP/HTTP span exporter for `opentelemetry_sdk` without a buffer of its own: one `export` is one answered request.
+//!
+//! ```
+//! use opentelemetry::{Context, trace::{Span, Tracer, TracerProvider}};
+//! use opentelemetry_otlp_direct::{DirectExporter, ExportToken};
+//! use opentelemetry_sdk::trace::SdkTracerProvider;
+//!
+//! # use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
+//! # #[derive(Debug)]
+//! # struct Accepting;
+//! # #[async_trait::async_trait]
+//! # impl HttpClient for Accepting {
+//! #     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+//! #         assert_eq!(request.headers()["authorization"], "Bearer token-of-this-request");
+//! #         Ok(Response::new(Bytes::new()))
+//! #     }
+//! # }
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! // Reads OTEL_EXPORTER_OTLP_*; by default it sends to http://localhost:4318/v1/traces.
+//! let exporter = DirectExporter::builder()
+//! #   .with_http_client(Accepting)
+//!     .build()?;
+//! let handle = exporter.handle();
+//! let provider = SdkTracerProvider::builder().with_simple_exporter(exporter).build();
+//!
+//! // Spans that are exported under this context are sent under this token.
+//! let cx = ExportToken::new("token-of-this-request")?.attach_to(&Context::current());
+//! let _guard = cx.attach();
+//! provider.tracer("shop").start("checkout").end();
+//!
+//! assert_eq!(handle.stats().exported(), 1);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # What it does
+//!
+//! - [`DirectExporter`] encodes spans straight to bytes, sends them, retries what may be retried, and returns when the
+//!   collector has answered. Nothing is kept for later, so nothing is lost later: every failure is in the result of
+//!   `export`, in [`ExporterStats`], and in a warning.
+//! - [`DirectExporter::check`] says whether endpoint, path and credentials work.
+//! - [`ExportToken`] is a credential that travels in a [`Context`](opentelemetry::Context). `DirectExporter` sends it;
+//!   [`TokenClient`] and `TokenInterceptor` (feature `tonic`) send it under other exporters.
+//!
+//! # When not to use it
+//!
+//! It sends what it is given, when it is given it. Batching is the span processor's work: under the SDK's simple
+//! processor each span is a request. The SDK's batch processor exports without the context of the request, so tokens in
+//! contexts need a processor that keeps it, such as `opentelemetry-per-request`. For OTLP over gRPC, or as JSON, use
+//! `opentelemetry-otlp`.
+//!
+//! # Features
+//!
+//! | feature | default | brings |
+//! |---|---|---|
+//! | `reqwest` | yes | the default HTTP client, on a runtime of its own: it works on any thread |
+//! | `hyper` | | the same with hyper, without `https` |
+//! | `reqwest-blocking` | | the same with reqwest's blocking client, a thread per request |
+//! | `tls` | | `https` for the two reqwest clients |
+//! | `gzip` | yes | [`Compression::Gzip`] |
+//! | `metrics` | yes | the exporter's own metrics, named as the semantic conventions for SDK metrics have them |
+//! | `tonic` | | `TokenInterceptor` for gRPC exporters |
+//! | `internal-logs` | yes | warnings, through `tracing` |
+//!
+//! With several clients on, the first one in this table is the default.
+
+#![forbid(unsafe_code)]
+
+mod check;
+mod circuit;
+mod client;
+mod clock;
+mod compress;
+mod config;
+mod credentials;
+mod delivery;
+pub mod encode;
+mod env;
+mod error;
+mod exporter;
+mod redact;
+mod retry;
+mod stats;
+mod telemetry;
+
+pub use client::TokenClient;
+#[cfg(feature = "tonic")]
+pub use client::TokenInterceptor;
+pub use config::{Compression, DirectExporterBuilder};
+pub use credentials::{ExportToken, InvalidToken};
+pub use error::{CheckError, ConfigError, TransportError};
+pub use exporter::{DirectExporter, ExporterHandle};
+pub use retry::RetryPolicy;
+pub use stats::{ExporterStats, FailureReason};
+
+/// Keeps the example of the README compiling.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,0 +1,153 @@
+//! Every failure is said once, and no credential ever is.
+
+use crate::support::{
+    Collector, Logs, Reply, builder, context_with, export, export_under, exporter, nowhere, span,
+    spans,
+};
+use opentelemetry_otlp_direct::{DirectExporter, ExportToken};
+use opentelemetry_sdk::trace::SpanExporter;
+use tracing::Level;
+
+/// Scenario: the same failure again and again.
+/// Guarantees: one warning, with reason, status and endpoint.
+#[test]
+fn repeated_failure_is_one_warning_with_reason_and_status() {
+    let logs = Logs::capture(Level::WARN);
+    let collector = Collector::answering(|_, _| Reply::status(400));
+    let exporter = exporter(&collector);
+    for _ in 0..5 {
+        export(&exporter, spans(2)).unwrap_err();
+    }
+    let [warning] = &logs.warnings()[..] else {
+        panic!("{:?}", logs.warnings());
+    };
+    for part in [
+        "ExportFailed",
+        "400",
+        "status",
+        "spans=2",
+        &collector.endpoint(),
+    ] {
+        assert!(warning.contains(part), "{part}: {warning}");
+    }
+}
+
+/// Scenario: one failure of each kind.
+/// Guarantees: each reason is named in a warning of its own.
+#[test]
+fn each_reason_has_its_warning() {
+    let logs = Logs::capture(Level::WARN);
+    let collector = Collector::scripted([
+        Reply::status(401),
+        Reply::status(429).with_header("retry-after", "9999"),
+        Reply::partial(1, ""),
+        Reply::status(200).with_body("<html>"),
+        Reply::partial(0, "slow down"),
+    ]);
+    let exporter = builder(&collector.endpoint())
+        .with_max_request_bytes(500)
+        .build()
+        .unwrap();
+    let token = ExportToken::new("t").unwrap();
+    export_under(context_with(&token), &exporter, spans(1)).unwrap_err();
+    export_under(context_with(&token), &exporter, spans(1)).unwrap_err();
+    for _ in 0..4 {
+        let _ = export(&exporter, spans(1));
+    }
+    export(&exporter, vec![span("x".repeat(500))]).unwrap_err();
+    exporter.shutdown().unwrap();
+    export(&exporter, spans(1)).unwrap_err();
+
+    let warnings = logs.warnings();
+    let expected = [
+        "unauthorized",
+        "throttled",
+        "rejected",
+        "UndecodableResponse",
+        "CollectorWarning",
+        "too_large",
+        "already_shutdown",
+    ];
+    assert_eq!(warnings.len(), expected.len(), "{warnings:#?}");
+    for (warning, part) in warnings.iter().zip(expected) {
+        assert!(warning.contains(part), "{part}: {warning}");
+    }
+}
+
+/// Scenario: settings in the environment that cannot be used, some of them secret.
+/// Guarantees: the exporter is built; one warning each names variable, value and what is used instead; secrets stay out.
+#[test]
+fn unusable_environment_warns_and_is_ignored() {
+    let logs = Logs::capture(Level::WARN);
+    let built = DirectExporter::builder()
+        .with_env_lookup(|variable| {
+            let value = match variable {
+                "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT" => "http://user:s3cret@host?key=s3cret",
+                "OTEL_EXPORTER_OTLP_HEADERS" => "authorization=s3cret%0A,s3cret",
+                "OTEL_EXPORTER_OTLP_TIMEOUT" => "soon",
+                "OTEL_EXPORTER_OTLP_PROTOCOL" => "grpc",
+                "OTEL_EXPORTER_OTLP_CERTIFICATE" => "/ca.pem",
+                _ => return None,
+            };
+            Some(value.to_owned())
+        })
+        .build();
+    built.unwrap();
+    let text = logs.text();
+    assert_eq!(logs.warnings().len(), 6, "{text}");
+    for part in [
+        "OTEL_EXPORTER_OTLP_TIMEOUT",
+        "\"soon\"",
+        "http/protobuf",
+        "entry 1 (authorization)",
+        "entry 2",
+        "OTEL_EXPORTER_OTLP_CERTIFICATE",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    assert!(!text.contains("s3cret"), "{text}");
+}
+
+/// Scenario: credentials in a token, a header, a URL's query, and a response that repeats them; failures of every kind.
+/// Guarantees: no warning, error or `Debug` shows any of them; response bodies are shown at debug level only.
+#[test]
+fn no_credential_reaches_a_warning_an_error_or_debug() {
+    let logs = Logs::capture(Level::WARN);
+    let token = ExportToken::new("s3cret").unwrap();
+    let body = "your token s3cret is bad";
+    let collector = Collector::scripted([
+        Reply::status(400).with_body(body),
+        Reply::status(401).with_body(body),
+        Reply::partial(1, body),
+        Reply::partial(0, body),
+        Reply::status(200).with_body(body),
+    ]);
+    let mut shown = String::new();
+    for endpoint in [collector.endpoint(), nowhere()] {
+        let exporter = builder(&format!("{endpoint}?key=s3cret"))
+            .with_header("x-api-key", "s3cret")
+            .with_header("authorization", "s3cret")
+            .build()
+            .unwrap();
+        for _ in 0..6 {
+            for cx in [context_with(&token), opentelemetry::Context::new()] {
+                shown += &format!("{:?}", export_under(cx, &exporter, spans(1)));
+            }
+        }
+        let error = futures_executor::block_on(exporter.check());
+        shown += &format!("{error:?} {exporter:?} {:?}", exporter.handle());
+    }
+    shown += &logs.text();
+    assert!(shown.contains("ExportFailed"), "{shown}");
+    assert!(!shown.contains("s3cret"), "{shown}");
+}
+
+/// Scenario: a response with a body, logged at debug level.
+/// Guarantees: there, and only there, the body is shown.
+#[test]
+fn response_body_is_shown_at_debug_level() {
+    let logs = Logs::capture(Level::DEBUG);
+    let collector = Collector::scripted([Reply::status(400).with_body("no such tenant")]);
+    export(&exporter(&collector), spans(1)).unwrap_err();
+    assert!(logs.text().contains("no such tenant"), "{}", logs.text());
+}
