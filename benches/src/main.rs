@@ -1,24 +1,115 @@
-//! tmp
-#![allow(clippy::print_stdout)]
-use benches::span_cost::{Kind, measure};
-fn main() {
-    let bursts = 1000;
-    if let Some(k) = std::env::args().nth(1) {
-        let kind = match k.as_str() { "noop" => Kind::Noop, "batch" => Kind::Batch, _ => Kind::PerRequest };
-        let c = measure(kind, 1, bursts);
-        println!("{:?}", c);
-        return;
+//! `cargo xtask bench --json`: all measurements from one run, as one JSON object on the last line.
+
+#![forbid(unsafe_code)]
+// A command-line program talks to its user.
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+use std::alloc::System;
+
+use benches::span_cost::{Cost, Kind};
+use benches::{delivery, encode, memory, percentile, registry, span_cost, wire};
+use serde_json::{Map, Value, json};
+use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
+
+#[global_allocator]
+static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+/// Bursts in a run of `span_cost`, and runs: kinds take turns, and the median run counts.
+const BURSTS: usize = 200;
+const RUNS: usize = 5;
+
+fn main() -> std::io::Result<()> {
+    if std::env::args().nth(1).as_deref() == Some(delivery::RECEIVER) {
+        return delivery::receive(|line| println!("{line}"));
     }
-    let bursts = 200;
-    for threads in [1, 2] {
-        for round in 0..3 {
-            let noop = measure(Kind::Noop, threads, bursts);
-            print!("threads {threads} round {round}: noop {:.0}/{:.0}", noop.caller, noop.process);
-            for kind in Kind::COMPARED {
-                let cost = measure(kind, threads, bursts);
-                print!("  {} +{:.0}/+{:.0}", kind.name(), cost.caller - noop.caller, cost.process - noop.process);
-            }
-            println!();
+    let say = |what: &str| eprintln!("measuring {what} …");
+    say("span_cost_ns");
+    let span_cost = table([1, 2], span_cost_ns);
+    say("encode_us");
+    let encode = table(encode::SIZES, |size| {
+        let (direct, proto) = encode::measure(size);
+        json!({"direct": round(direct), "proto": round(proto)})
+    });
+    say("eviction_ns");
+    let eviction = table(registry::SIZES, |size| round(registry::eviction_ns(size)));
+    say("entry_bytes");
+    let entry_bytes = memory::entry_bytes(ALLOCATOR);
+    say("time_to_wire_ms");
+    let time_to_wire = compared(|kind| {
+        let latency = wire::measure(kind);
+        json!({"p50": round(latency.p50), "p99": round(latency.p99)})
+    });
+    say("delivery");
+    let delivery = compared(|kind| {
+        let delivery = delivery::measure(kind);
+        json!({
+            "ended": delivery.ended,
+            "received": delivery.received,
+            "dropped": delivery.dropped,
+            "cpu_us_per_span": round(delivery.cpu_us_per_span),
+        })
+    });
+    println!(
+        "{}",
+        json!({
+            "span_cost_ns": span_cost,
+            "encode_us": encode,
+            "eviction_ns": eviction,
+            "entry_bytes": round(entry_bytes),
+            "time_to_wire_ms": time_to_wire,
+            "delivery": delivery,
+        })
+    );
+    Ok(())
+}
+
+/// Added cost over the processor that does nothing, by kind.
+fn span_cost_ns(threads: usize) -> Value {
+    let mut runs: Vec<(Kind, Vec<Cost>)> = Kind::COMPARED.map(|kind| (kind, Vec::new())).into();
+    for _ in 0..RUNS {
+        let noop = span_cost::measure(Kind::Noop, threads, BURSTS);
+        for (kind, costs) in &mut runs {
+            let cost = span_cost::measure(*kind, threads, BURSTS);
+            costs.push(Cost {
+                caller: cost.caller - noop.caller,
+                process: cost.process - noop.process,
+            });
         }
     }
+    let median = |costs: &[Cost], part: fn(&Cost) -> f64| {
+        let mut values: Vec<f64> = costs.iter().map(part).collect();
+        round(percentile(&mut values, 50))
+    };
+    runs.iter()
+        .map(|(kind, costs)| {
+            let caller = median(costs, |cost| cost.caller);
+            let process = median(costs, |cost| cost.process);
+            (
+                kind.name().to_owned(),
+                json!({"caller": caller, "process": process}),
+            )
+        })
+        .collect::<Map<_, _>>()
+        .into()
+}
+
+fn table<const N: usize>(keys: [usize; N], value: impl Fn(usize) -> Value) -> Value {
+    keys.into_iter()
+        .map(|key| (key.to_string(), value(key)))
+        .collect::<Map<_, _>>()
+        .into()
+}
+
+/// Ours and the SDK's batch processor.
+fn compared(value: impl Fn(Kind) -> Value) -> Value {
+    [Kind::PerRequest, Kind::Batch]
+        .into_iter()
+        .map(|kind| (kind.name().to_owned(), value(kind)))
+        .collect::<Map<_, _>>()
+        .into()
+}
+
+/// Three decimal places are more than the machine is good for.
+fn round(value: f64) -> Value {
+    json!((value * 1e3).round() / 1e3)
 }

@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use cpu_time::ProcessTime;
+
 use opentelemetry::trace::{Span as _, TraceContextExt as _, Tracer as _, TracerProvider as _};
 use opentelemetry::{Context, KeyValue};
 use opentelemetry_per_request::PerRequestSpanProcessor;
@@ -17,6 +18,8 @@ use opentelemetry_sdk::trace::{
     BatchSpanProcessor, SdkTracer, SdkTracerProvider, SimpleSpanProcessor, Span, SpanData,
     SpanExporter, SpanProcessor,
 };
+
+use crate::percentile;
 
 /// Requests in a burst.
 pub const REQUESTS: usize = 50;
@@ -82,8 +85,9 @@ impl SpanExporter for CountingExporter {
     }
 }
 
+/// Does nothing.
 #[derive(Debug)]
-struct NoopProcessor;
+pub struct NoopProcessor;
 
 impl SpanProcessor for NoopProcessor {
     fn on_start(&self, _span: &mut Span, _cx: &Context) {}
@@ -125,8 +129,7 @@ pub fn measure(kind: Kind, threads: usize, bursts: usize) -> Cost {
     let cpu = ProcessTime::now();
     let mut nanos = run(&tracer, threads, bursts);
     let process = cpu.elapsed().as_nanos() as f64 / (nanos.len() * REQUESTS * SPANS) as f64;
-    nanos.sort_by(f64::total_cmp);
-    let caller = nanos[nanos.len() / 2];
+    let caller = percentile(&mut nanos, 50);
 
     provider.shutdown().expect("nothing was lost");
     let made = ((bursts + bursts / 10 + 1) * threads * REQUESTS * SPANS) as u64;
@@ -146,7 +149,7 @@ fn run(tracer: &SdkTracer, threads: usize, bursts: usize) -> Vec<f64> {
                     .map(|_| {
                         thread::sleep(PACE);
                         let start = Instant::now();
-                        (0..REQUESTS).for_each(|_| request(&tracer));
+                        (0..REQUESTS).for_each(|_| request(&tracer, SPANS));
                         start.elapsed().as_nanos() as f64 / (REQUESTS * SPANS) as f64
                     })
                     .collect::<Vec<_>>()
@@ -160,13 +163,13 @@ fn run(tracer: &SdkTracer, threads: usize, bursts: usize) -> Vec<f64> {
 }
 
 /// One request: a root, and children that end one after the other.
-fn request(tracer: &SdkTracer) {
+pub fn request(tracer: &SdkTracer, spans: usize) {
     let root = tracer
         .span_builder("request")
         .with_attributes(attributes())
         .start_with_context(tracer, &Context::new());
     let cx = Context::new().with_span(root);
-    for _ in 1..SPANS {
+    for _ in 1..spans {
         tracer
             .span_builder("step")
             .with_attributes(attributes())
@@ -176,7 +179,8 @@ fn request(tracer: &SdkTracer) {
     cx.span().end();
 }
 
-fn attributes() -> [KeyValue; ATTRIBUTES] {
+/// The attributes of a span.
+pub fn attributes() -> [KeyValue; ATTRIBUTES] {
     [
         KeyValue::new("http.request.method", "GET"),
         KeyValue::new("http.route", "/orders/{id}"),

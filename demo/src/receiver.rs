@@ -5,7 +5,7 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
 use axum::body::Bytes;
@@ -65,11 +65,20 @@ impl Receiver {
     ///
     /// If it cannot listen.
     pub fn http() -> io::Result<Self> {
-        Self::start(|listener, inbox, stopped| async move {
+        Self::slow_http(Duration::ZERO)
+    }
+
+    /// As [`http`](Self::http), with so much time before each answer.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot listen.
+    pub fn slow_http(delay: Duration) -> io::Result<Self> {
+        Self::start(move |listener, inbox, stopped| async move {
             let router = Router::new()
                 .route("/v1/traces", post(receive))
                 .layer(DefaultBodyLimit::disable())
-                .with_state(inbox);
+                .with_state((inbox, delay));
             axum::serve(listener, router)
                 .with_graceful_shutdown(stopped)
                 .await
@@ -173,7 +182,14 @@ impl Inbox {
     }
 }
 
-async fn receive(State(inbox): State<Inbox>, headers: HeaderMap, body: Bytes) -> StatusCode {
+async fn receive(
+    State((inbox, delay)): State<(Inbox, Duration)>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> StatusCode {
+    if !delay.is_zero() {
+        tokio::time::sleep(delay).await;
+    }
     let Ok(request) = ExportTraceServiceRequest::decode(body) else {
         return StatusCode::BAD_REQUEST;
     };

@@ -1,0 +1,91 @@
+//! What a new trace costs when the registry is full, by how much is in it.
+
+use std::time::Instant;
+
+use opentelemetry::Context;
+use opentelemetry::trace::{Tracer as _, TracerProvider as _};
+use opentelemetry_per_request::{Config, Handle, PerRequestSpanProcessor};
+use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider, Span};
+
+use crate::percentile;
+use crate::span_cost::{CountingExporter, NoopProcessor};
+
+/// Sizes of the registry that are compared.
+pub const SIZES: [usize; 3] = [1_000, 100_000, 1_000_000];
+
+/// New traces in a round.
+const ROUND: usize = 1_000;
+
+/// A tracer whose processor has as many open traces as it keeps.
+#[derive(Debug)]
+pub struct Full {
+    provider: SdkTracerProvider,
+    telemetry: Handle,
+    open: Vec<Span>,
+}
+
+impl Full {
+    /// With so many open traces.
+    pub fn new(size: usize) -> Self {
+        let processor = PerRequestSpanProcessor::builder(CountingExporter::default())
+            .with_config(Config::default().with_max_traces(size))
+            .build()
+            .expect("the settings are valid");
+        let telemetry = processor.handle();
+        let provider = SdkTracerProvider::builder()
+            .with_span_processor(processor)
+            .build();
+        let mut full = Self {
+            provider,
+            telemetry,
+            open: Vec::with_capacity(size + 64 * ROUND),
+        };
+        full.start(size);
+        assert_eq!(full.telemetry.stats().evicted_traces, 0);
+        full
+    }
+
+    /// Starts so many traces, each in the place of another one.
+    pub fn start(&mut self, traces: usize) {
+        let tracer = self.provider.tracer("bench");
+        start(&tracer, traces, &mut self.open);
+    }
+}
+
+impl Drop for Full {
+    fn drop(&mut self) {
+        // Before the open spans are dropped: they would all be exported as late ones.
+        let _ = self.provider.shutdown();
+    }
+}
+
+fn start(tracer: &SdkTracer, traces: usize, open: &mut Vec<Span>) {
+    let root = Context::new();
+    open.extend((0..traces).map(|_| tracer.start_with_context("request", &root)));
+}
+
+/// Median nanoseconds for each new trace, over a processor that does nothing.
+pub fn eviction_ns(size: usize) -> f64 {
+    let rounds = 31;
+    let idle = SdkTracerProvider::builder()
+        .with_span_processor(NoopProcessor)
+        .build();
+    let tracer = idle.tracer("bench");
+    let mut open = Vec::with_capacity(rounds * ROUND);
+    let mut full = Full::new(size);
+    let mut nanos = Vec::new();
+    for _ in 0..rounds {
+        let begin = Instant::now();
+        start(&tracer, ROUND, &mut open);
+        let noop = begin.elapsed();
+        let begin = Instant::now();
+        full.start(ROUND);
+        let ours = begin.elapsed();
+        nanos.push((ours.as_nanos() as f64 - noop.as_nanos() as f64) / ROUND as f64);
+    }
+    assert_eq!(
+        full.telemetry.stats().evicted_traces,
+        (rounds * ROUND) as u64
+    );
+    percentile(&mut nanos, 50)
+}
