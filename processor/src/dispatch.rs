@@ -670,3 +670,7 @@ impl Scope {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "dispatch_model.rs"]
+mod model;
