@@ -4,6 +4,7 @@
 //! protects all of it (see `runtime::Shared`), so every snapshot of its numbers is consistent.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::num::NonZeroUsize;
 use std::time::Instant;
 
 use lru::LruCache;
@@ -22,7 +23,7 @@ use crate::stats::{DropReason, LateReason, Stats};
 pub(crate) const LATE_ATTRIBUTE: &str = "per_request.late";
 
 /// For how many traces a loss is remembered until somebody flushes that trace.
-const REMEMBERED_LOSSES: usize = 1024;
+const REMEMBERED_LOSSES: NonZeroUsize = NonZeroUsize::MIN.saturating_add(1023);
 
 /// See the module.
 #[derive(Debug)]
@@ -50,11 +51,13 @@ pub(crate) struct Dispatch {
     stats: Stats,
     next_id: u64,
     flushes: Vec<Flush>,
-    finished: Vec<(u64, Losses)>,
+    finished: Vec<(u64, Report)>,
     /// Losses that a flush of everything has reported already.
     reported: Losses,
-    lost_traces: LruCache<TraceId, u64, IdHash>,
+    /// Losses that no flush of their trace has reported yet.
+    lost_traces: LruCache<TraceId, Losses, IdHash>,
     pub(crate) notices: Notices,
+    garbage: Garbage,
     closed: bool,
     /// How many spans the last batch had: a guess at how many the next one will have.
     usual_batch: usize,
@@ -104,15 +107,16 @@ pub(crate) enum Scope {
     Trace(TraceId),
 }
 
-/// A flush that waits for batches.
+/// A flush that waits for batches: for all of its scope that have a lower id than itself.
 #[derive(Debug)]
 struct Flush {
     id: u64,
     scope: Scope,
-    /// Covers batches with a lower id.
-    before: u64,
     remaining: usize,
+    /// For a flush of everything, what was reported before it began.
     reported: Losses,
+    /// For a flush of a trace, what it has to report so far.
+    losses: Losses,
 }
 
 /// Spans that did not arrive.
@@ -120,6 +124,29 @@ struct Flush {
 pub(crate) struct Losses {
     pub(crate) failed: u64,
     pub(crate) dropped: u64,
+}
+
+impl Losses {
+    fn add(&mut self, other: Losses) {
+        self.failed += other.failed;
+        self.dropped += other.dropped;
+    }
+}
+
+/// What a flush has to tell, and what no later one needs to tell again once it was heard.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Report {
+    pub(crate) losses: Losses,
+    covers: Covers,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Covers {
+    #[default]
+    Nothing,
+    /// Everything up to these numbers.
+    UpTo(Losses),
+    Trace(TraceId),
 }
 
 /// What must be dropped after the lock is released: dropping a context can run code of the user's, and end spans (R3).
@@ -132,9 +159,7 @@ pub(crate) struct Garbage {
 impl Dispatch {
     pub(crate) fn new(config: &Config, fallback: Context, mark_late: bool) -> Self {
         let mut lost_traces = LruCache::unbounded_with_hasher(IdHash::default());
-        lost_traces.resize(
-            std::num::NonZeroUsize::new(REMEMBERED_LOSSES).unwrap_or(std::num::NonZeroUsize::MIN),
-        );
+        lost_traces.resize(REMEMBERED_LOSSES);
         Self {
             max_batch_size: config.max_batch_size(),
             max_pending_spans: config.max_pending_spans() as u64,
@@ -156,6 +181,7 @@ impl Dispatch {
             reported: Losses::default(),
             lost_traces,
             notices: Notices::default(),
+            garbage: Garbage::default(),
             closed: false,
             usual_batch: 0,
             batches_made: 0,
@@ -166,29 +192,36 @@ impl Dispatch {
     // ----- spans start and end -----
 
     /// A local root starts, in this saved context.
-    pub(crate) fn start_root(&mut self, id: RequestId, context: Context, garbage: &mut Garbage) {
+    pub(crate) fn start_root(&mut self, id: RequestId, context: Context) {
         if self.closed {
-            garbage.contexts.push(context);
+            self.garbage.contexts.push(context);
             return;
         }
         match self.registry.start_root(id, context) {
             RootStart::Added => {}
-            RootStart::Refused(context) => garbage.contexts.push(context),
+            RootStart::Refused(context) => self.garbage.contexts.push(context),
+            RootStart::Ambiguous(context, other, request) => {
+                self.garbage.contexts.push(context);
+                self.send_off_request(other, request);
+            }
             RootStart::Evicted(trace, requests) => {
                 self.stats.evicted_traces += 1;
-                self.send_off(trace, requests, garbage);
+                self.send_off(trace, requests);
             }
         }
     }
 
     pub(crate) fn start_child(&mut self, trace: TraceId, parent: SpanId, span: SpanId) {
-        if !self.closed {
-            self.registry.start_child(trace, parent, span);
+        if self.closed {
+            return;
+        }
+        if let Some((id, request)) = self.registry.start_child(trace, parent, span) {
+            self.send_off_request(id, request);
         }
     }
 
     /// A span ends. It is taken out of `span` unless it is to be dropped, which is then the caller's to do.
-    pub(crate) fn end(&mut self, span: &mut Option<SpanData>, garbage: &mut Garbage) {
+    pub(crate) fn end(&mut self, span: &mut Option<SpanData>) {
         let Some(context) = span.as_ref().map(|span| &span.span_context) else {
             return;
         };
@@ -213,7 +246,7 @@ impl Dispatch {
                 let root = request.root();
                 let id = RequestId { trace, root };
                 if request.open == 0 {
-                    self.finish(id, garbage);
+                    self.finish(id);
                 } else if request.queue.len() >= self.max_batch_size {
                     let (context, spans) = request.take_batch();
                     self.enqueue(context, spans, Origin::Request(id));
@@ -238,9 +271,17 @@ impl Dispatch {
 
     /// Counts a span that is not taken. An unsampled one was never counted as ended.
     fn refuse(&mut self, counts: bool, reason: DropReason, trace: TraceId) {
+        if counts && reason == DropReason::QueueFull && self.stats.queued == self.stats.pending() {
+            // All that is pending waits for local roots to end. Nothing would ever make room, so it leaves now.
+            self.take_all_queues();
+        }
         if counts {
             self.stats.dropped.add(reason, 1);
-            self.note_loss(trace, 1);
+            let loss = Losses {
+                failed: 0,
+                dropped: 1,
+            };
+            self.note_loss(trace, loss);
             self.notices
                 .note(Kind::Dropped(reason), 1, Example::Trace(trace));
         }
@@ -264,28 +305,28 @@ impl Dispatch {
     // ----- from queues to batches -----
 
     /// A request is over: what it still has queued leaves, and takes the context along.
-    fn finish(&mut self, id: RequestId, garbage: &mut Garbage) {
+    fn finish(&mut self, id: RequestId) {
         if let Some(request) = self.registry.release(id) {
-            self.send_off_request(id, request, garbage);
+            self.send_off_request(id, request);
         }
     }
 
-    fn send_off(&mut self, trace: TraceId, requests: Requests, garbage: &mut Garbage) {
+    fn send_off(&mut self, trace: TraceId, requests: Requests) {
         for request in requests.into_vec() {
             let id = RequestId {
                 trace,
                 root: request.root(),
             };
-            self.send_off_request(id, request, garbage);
+            self.send_off_request(id, request);
         }
     }
 
-    fn send_off_request(&mut self, id: RequestId, request: Request, garbage: &mut Garbage) {
+    fn send_off_request(&mut self, id: RequestId, request: Request) {
         if request.schedule == Schedule::Held {
             self.held.remove(&id);
         }
         match request.queue.is_empty() {
-            true => garbage.contexts.push(request.context),
+            true => self.garbage.contexts.push(request.context),
             false => self.enqueue(request.context, request.queue, Origin::Request(id)),
         }
     }
@@ -321,6 +362,16 @@ impl Dispatch {
         }
     }
 
+    /// Makes batches of all queues of live requests.
+    fn take_all_queues(&mut self) {
+        // A queue with spans is due or held.
+        let due: Vec<RequestId> = self.due.iter().copied().collect();
+        let held: Vec<RequestId> = self.held.iter().copied().collect();
+        due.into_iter()
+            .chain(held)
+            .for_each(|id| self.take_queue(id));
+    }
+
     fn take_late(&mut self) {
         let spans = std::mem::take(&mut self.late);
         let traces = spans.iter().map(|s| s.span_context.trace_id()).collect();
@@ -342,7 +393,8 @@ impl Dispatch {
         });
     }
 
-    fn new_id(&mut self) -> u64 {
+    /// A number that no batch and no flush has.
+    pub(crate) fn new_id(&mut self) -> u64 {
         self.next_id += 1;
         self.next_id
     }
@@ -404,23 +456,27 @@ impl Dispatch {
         }
     }
 
-    /// Accounts for exports whose deadline has passed although the exporter still holds on to them. They keep their slots.
-    pub(crate) fn expire(&mut self, now: Instant) -> u64 {
-        let expired: Vec<u64> = self
-            .in_flight
+    /// Exports whose deadline has passed, and how many spans they hold.
+    pub(crate) fn overdue(&self, now: Instant) -> Vec<(u64, u64)> {
+        self.in_flight
             .iter()
             .filter(|(_, flight)| flight.deadline.is_some_and(|deadline| deadline <= now))
-            .map(|(id, _)| *id)
-            .collect();
-        let mut spans = 0;
-        for id in expired {
-            if let Some(flight) = self.in_flight.remove(&id) {
-                spans += flight.spans;
-                self.stats.in_flight -= flight.spans;
-                self.settle(id, flight.spans, flight.origin, Outcome::TimedOut);
-            }
+            .map(|(id, flight)| (*id, flight.spans))
+            .collect()
+    }
+
+    /// Accounts for an export that has timed out although the exporter still holds on to it. It keeps its slot until it
+    /// is completed.
+    pub(crate) fn give_up(&mut self, id: u64) {
+        if let Some(flight) = self.in_flight.remove(&id) {
+            self.stats.in_flight -= flight.spans;
+            self.settle(id, flight.spans, flight.origin, Outcome::TimedOut);
         }
-        spans
+    }
+
+    /// How many spans an export holds that is under way and not yet accounted for.
+    pub(crate) fn in_flight(&self, id: u64) -> Option<u64> {
+        self.in_flight.get(&id).map(|flight| flight.spans)
     }
 
     /// The next deadline of an export.
@@ -443,7 +499,7 @@ impl Dispatch {
             }
         }
         if outcome != Outcome::Exported {
-            self.note_losses(&origin, spans);
+            self.note_losses(&origin, spans, outcome);
         }
         self.advance_flushes(id, &origin);
         if let Origin::Request(id) = origin {
@@ -460,12 +516,7 @@ impl Dispatch {
     pub(crate) fn begin_flush(&mut self, scope: Scope) -> u64 {
         match scope {
             Scope::All => {
-                // What is due or held is all that is queued, next to the late spans.
-                let due: Vec<RequestId> = self.due.iter().copied().collect();
-                let held: Vec<RequestId> = self.held.iter().copied().collect();
-                due.into_iter()
-                    .chain(held)
-                    .for_each(|id| self.take_queue(id));
+                self.take_all_queues();
             }
             Scope::Trace(trace) => {
                 for id in self.registry.roots(trace) {
@@ -486,9 +537,12 @@ impl Dispatch {
         self.flushes.push(Flush {
             id,
             scope,
-            before: id,
             remaining,
             reported: self.reported,
+            losses: match scope {
+                Scope::All => Losses::default(),
+                Scope::Trace(trace) => self.lost_traces.peek(&trace).copied().unwrap_or_default(),
+            },
         });
         self.finish_flushes();
         id
@@ -496,7 +550,7 @@ impl Dispatch {
 
     fn advance_flushes(&mut self, batch: u64, origin: &Origin) {
         for flush in &mut self.flushes {
-            if batch < flush.before && flush.scope.covers(origin) {
+            if batch < flush.id && flush.scope.covers(origin) {
                 flush.remaining -= 1;
             }
         }
@@ -505,30 +559,54 @@ impl Dispatch {
 
     fn finish_flushes(&mut self) {
         while let Some(at) = self.flushes.iter().position(|flush| flush.remaining == 0) {
-            let flush = self.flushes.swap_remove(at);
-            let losses = self.losses_of(&flush);
-            self.finished.push((flush.id, losses));
+            // In the order in which they began: a shutdown comes last.
+            let flush = self.flushes.remove(at);
+            let report = self.report_of(&flush);
+            self.finished.push((flush.id, report));
         }
     }
 
-    /// What a flush has to report: everything lost since the last flush of its scope ended.
-    fn losses_of(&mut self, flush: &Flush) -> Losses {
+    /// What a flush has to report: everything lost since the last flush of its scope that was heard.
+    fn report_of(&self, flush: &Flush) -> Report {
         match flush.scope {
             Scope::All => {
                 let total = Losses {
                     failed: self.stats.failed,
                     dropped: self.stats.dropped.total(),
                 };
-                self.reported = total;
-                Losses {
+                let losses = Losses {
                     failed: total.failed - flush.reported.failed,
                     dropped: total.dropped - flush.reported.dropped,
+                };
+                let covers = Covers::UpTo(total);
+                Report { losses, covers }
+            }
+            Scope::Trace(trace) => Report {
+                losses: flush.losses,
+                covers: Covers::Trace(trace),
+            },
+        }
+    }
+
+    /// A report was heard.
+    pub(crate) fn mark_reported(&mut self, report: &Report) {
+        match report.covers {
+            Covers::Nothing => {}
+            Covers::UpTo(total) => {
+                self.reported.failed = self.reported.failed.max(total.failed);
+                self.reported.dropped = self.reported.dropped.max(total.dropped);
+            }
+            Covers::Trace(trace) => {
+                if let Some(lost) = self.lost_traces.pop(&trace) {
+                    let rest = Losses {
+                        failed: lost.failed.saturating_sub(report.losses.failed),
+                        dropped: lost.dropped.saturating_sub(report.losses.dropped),
+                    };
+                    if rest != Losses::default() {
+                        self.lost_traces.put(trace, rest);
+                    }
                 }
             }
-            Scope::Trace(trace) => Losses {
-                failed: self.lost_traces.pop(&trace).unwrap_or(0),
-                dropped: 0,
-            },
         }
     }
 
@@ -538,34 +616,46 @@ impl Dispatch {
         self.finished.retain(|(finished, _)| *finished != id);
     }
 
-    /// The flushes that have ended since the last call, with what was lost.
-    pub(crate) fn take_finished(&mut self) -> Vec<(u64, Losses)> {
+    /// The flushes that have ended since the last call, with what they have to report.
+    pub(crate) fn take_finished(&mut self) -> Vec<(u64, Report)> {
         std::mem::take(&mut self.finished)
     }
 
-    fn note_loss(&mut self, trace: TraceId, spans: u64) {
-        match self.lost_traces.get_mut(&trace) {
-            Some(lost) => *lost += spans,
-            None => {
-                self.lost_traces.put(trace, spans);
+    fn note_loss(&mut self, trace: TraceId, loss: Losses) {
+        let lost = self.lost_traces.get_or_insert_mut(trace, Losses::default);
+        lost.add(loss);
+        for flush in &mut self.flushes {
+            if flush.scope == Scope::Trace(trace) {
+                flush.losses.add(loss);
             }
         }
     }
 
-    fn note_losses(&mut self, origin: &Origin, spans: u64) {
+    fn note_losses(&mut self, origin: &Origin, spans: u64, outcome: Outcome) {
+        let loss = |spans| match outcome {
+            Outcome::Exported => Losses::default(),
+            Outcome::Failed | Outcome::TimedOut => Losses {
+                failed: spans,
+                dropped: 0,
+            },
+            Outcome::Dropped(_) => Losses {
+                failed: 0,
+                dropped: spans,
+            },
+        };
         match origin {
-            Origin::Request(id) => self.note_loss(id.trace, spans),
-            Origin::Late(traces) => traces.iter().for_each(|trace| self.note_loss(*trace, 1)),
+            Origin::Request(id) => self.note_loss(id.trace, loss(spans)),
+            Origin::Late(traces) => traces.iter().for_each(|t| self.note_loss(*t, loss(1))),
         }
     }
 
     // ----- shutdown -----
 
     /// No more spans. What is queued leaves; all saved contexts that are not needed for that are given up.
-    pub(crate) fn close(&mut self, garbage: &mut Garbage) {
+    pub(crate) fn close(&mut self) {
         self.closed = true;
         for (trace, requests) in self.registry.clear() {
-            self.send_off(trace, requests, garbage);
+            self.send_off(trace, requests);
         }
         if !self.late.is_empty() {
             self.take_late();
@@ -574,7 +664,7 @@ impl Dispatch {
     }
 
     /// Drops what still waits for an export.
-    pub(crate) fn abandon(&mut self, garbage: &mut Garbage) {
+    pub(crate) fn abandon(&mut self) {
         while let Some(batch) = self.waiting.pop_front() {
             let spans = batch.spans.len() as u64;
             self.stats.waiting -= spans;
@@ -584,11 +674,15 @@ impl Dispatch {
                 batch.origin.clone(),
                 Outcome::Dropped(DropReason::ShutdownTimeout),
             );
-            garbage.batches.push(batch);
+            self.garbage.batches.push(batch);
         }
     }
 
     // ----- questions -----
+
+    pub(crate) fn has_flushes(&self) -> bool {
+        !self.flushes.is_empty() || !self.finished.is_empty()
+    }
 
     pub(crate) fn is_closed(&self) -> bool {
         self.closed
@@ -599,14 +693,19 @@ impl Dispatch {
         self.stats.pending() == 0
     }
 
+    pub(crate) fn has_garbage(&self) -> bool {
+        !self.garbage.contexts.is_empty() || !self.garbage.batches.is_empty()
+    }
+
+    /// What is to be dropped, by whoever releases the lock next.
+    pub(crate) fn take_garbage(&mut self) -> Option<Garbage> {
+        self.has_garbage()
+            .then(|| std::mem::take(&mut self.garbage))
+    }
+
     /// How many queues are to be taken, at most.
     pub(crate) fn due(&self) -> usize {
         self.due.len()
-    }
-
-    /// Whether a queue is to be taken.
-    pub(crate) fn has_due(&self) -> bool {
-        !self.due.is_empty() || !self.late.is_empty()
     }
 
     /// Whether a batch could go to the exporter now.
@@ -614,10 +713,14 @@ impl Dispatch {
         !self.waiting.is_empty() && self.has_slot()
     }
 
+    /// Whether there is something new for the driver: a queue that is due, or a batch.
+    pub(crate) fn has_news(&self) -> bool {
+        self.batches_made > 0 || !self.due.is_empty() || !self.late.is_empty() || self.has_garbage()
+    }
+
     /// Whether the driver sleeps while there is something new for it. Says so once.
     pub(crate) fn must_wake(&mut self) -> bool {
-        let wake =
-            self.asleep && (self.has_due() || self.batches_made > 0 || self.notices.has_news());
+        let wake = self.asleep && (self.has_news() || self.notices.has_news());
         if wake {
             self.asleep = false;
         }

@@ -180,7 +180,8 @@ impl Model {
             }
             None => Fate::Late,
         };
-        self.traces.retain(|(_, entry)| !entry.requests.is_empty());
+        self.traces
+            .retain(|(_, entry)| !entry.requests.is_empty() || entry.refused > 0);
         fate
     }
 }
@@ -236,8 +237,7 @@ impl Pair {
                     root,
                 };
                 let context = Context::new().with_value(tenant);
-                self.dispatch
-                    .start_root(id, context, &mut Garbage::default());
+                self.dispatch.start_root(id, context);
             }
             Action::StartChild { parent, known } => self.start_child(parent, known),
             Action::End { open, sampled } => self.end(open, sampled),
@@ -250,8 +250,10 @@ impl Pair {
                 }
             }
             Action::Expire => {
-                self.dispatch
-                    .expire(Instant::now() + Duration::from_secs(60));
+                let later = Instant::now() + Duration::from_secs(60);
+                for (id, _) in self.dispatch.overdue(later) {
+                    self.dispatch.give_up(id);
+                }
             }
             Action::FlushAll => {
                 self.dispatch.begin_flush(Scope::All);
@@ -294,7 +296,7 @@ impl Pair {
             false => TraceFlags::default(),
         };
         let mut span = Some(span_with_flags(trace, id, flags));
-        self.dispatch.end(&mut span, &mut Garbage::default());
+        self.dispatch.end(&mut span);
         let after = self.dispatch.stats();
 
         assert_eq!(after.ended - before.ended, u64::from(sampled));

@@ -8,7 +8,7 @@ use std::time::Duration;
 use opentelemetry::Context;
 use opentelemetry::context::FutureExt as _;
 use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::error::OTelSdkResult;
+use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
 use opentelemetry_sdk::trace::{SpanData, SpanExporter};
 
 use crate::sync::Arc;
@@ -39,5 +39,15 @@ impl<E: SpanExporter + 'static> AnyExporter for E {
 
     fn any_set_resource(&mut self, resource: &Resource) {
         self.set_resource(resource);
+    }
+}
+
+/// Stands in the place of an exporter that was shut down.
+#[derive(Debug)]
+pub(crate) struct Retired;
+
+impl SpanExporter for Retired {
+    async fn export(&self, _batch: Vec<SpanData>) -> OTelSdkResult {
+        Err(OTelSdkError::AlreadyShutdown)
     }
 }

@@ -134,10 +134,8 @@ impl Handle {
         let (answer, answered) = oneshot::channel();
         start(
             shared,
-            Box::new(move |result| {
-                // Nobody listens any more if the future was dropped.
-                let _ = answer.send(result);
-            }),
+            // Nobody listens any more if the future was dropped.
+            Box::new(move |result| answer.send(result).is_ok()),
         );
         Some(answered)
     }

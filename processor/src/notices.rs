@@ -21,6 +21,8 @@ pub(crate) enum Kind {
     Late(LateReason),
     Dropped(DropReason),
     ExportFailed,
+    ProjectionPanicked,
+    NoWorker,
 }
 
 /// An example of what is noted, to go with the count.
@@ -28,12 +30,15 @@ pub(crate) enum Kind {
 pub(crate) enum Example {
     Trace(TraceId),
     Error(String),
+    None,
 }
 
 /// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct Notices {
     kinds: HashMap<Kind, Noted>,
+    /// Whether a kind was noted that was not, since the driver last looked: it must plan when to say it.
+    news: bool,
 }
 
 #[derive(Debug)]
@@ -61,15 +66,14 @@ impl Notices {
         });
         if noted.spans == 0 {
             noted.example = example;
+            self.news = true;
         }
         noted.spans += spans;
     }
 
-    /// Whether something is noted that has not been said for long, or ever.
+    /// Whether the driver must look, because something new is noted.
     pub(crate) fn has_news(&self) -> bool {
-        self.kinds
-            .values()
-            .any(|noted| noted.spans > 0 && noted.quiet_until.is_none())
+        self.news
     }
 
     /// When something that is noted may be said, if it may not be said yet.
@@ -83,6 +87,7 @@ impl Notices {
 
     /// Takes what may be said at this time; with `last`, everything.
     pub(crate) fn take(&mut self, now: Instant, last: bool) -> Vec<Notice> {
+        self.news = false;
         let mut taken = Vec::new();
         for (kind, noted) in &mut self.kinds {
             if noted.quiet_until.is_some_and(|until| until <= now) {
@@ -108,6 +113,7 @@ impl Notice {
         let example = match &self.example {
             Example::Trace(trace) => trace.to_string(),
             Example::Error(error) => error.clone(),
+            Example::None => String::new(),
         };
         match self.kind {
             Kind::Late(reason) => {
@@ -136,6 +142,20 @@ impl Notice {
                     message = "spans failed to export and are lost"
                 );
             }
+            Kind::ProjectionPanicked => {
+                otel_warn!(
+                    name: "PerRequestSpanProcessor.ProjectionPanicked",
+                    requests = spans,
+                    message = "the context projection panicked; these requests are exported under the fallback context"
+                );
+            }
+            Kind::NoWorker => {
+                otel_warn!(
+                    name: "PerRequestSpanProcessor.NoWorker",
+                    error = example.as_str(),
+                    message = "a thread for exports could not be started; trying again"
+                );
+            }
         }
     }
 }
@@ -161,13 +181,18 @@ mod tests {
 
         note(&mut notices, 2, 8);
         note(&mut notices, 3, 9);
-        assert!(!notices.has_news());
         assert_eq!(notices.take(start + QUIET / 2, false), []);
+        assert!(!notices.has_news());
         assert_eq!(notices.next_due(), Some(start + QUIET));
         let said = notices.take(start + QUIET, false);
         assert_eq!(said[0].spans, 5);
         assert_eq!(said[0].example, Example::Trace(TraceId::from(8)));
         assert_eq!(notices.next_due(), None);
+
+        // Long after, when nobody waits for the end of a quiet period any more.
+        note(&mut notices, 1, 7);
+        assert!(notices.has_news());
+        assert_eq!(notices.take(start + QUIET * 9, false).len(), 1);
     }
 
     /// Scenario: one kind has just been said.

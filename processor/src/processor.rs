@@ -15,6 +15,7 @@ use crate::dispatch::{Dispatch, Scope};
 use crate::error::ConfigError;
 use crate::export::AnyExporter;
 use crate::handle::Handle;
+use crate::notices::{Example, Kind};
 use crate::request::{RequestId, strip};
 use crate::runtime::{OwnRuntime, Shared};
 use crate::sync::Arc;
@@ -83,17 +84,14 @@ impl PerRequestSpanProcessor {
     }
 
     /// What is kept of the context that a local root starts in (R2).
-    fn saved(&self, cx: &Context) -> Context {
+    fn saved(&self, shared: &Shared, cx: &Context) -> Context {
         let Some(projection) = &self.projection else {
             return strip(cx);
         };
         match catch_unwind(AssertUnwindSafe(|| strip(&projection(cx)))) {
             Ok(saved) => saved,
             Err(_) => {
-                otel_warn!(
-                    name: "PerRequestSpanProcessor.ProjectionPanicked",
-                    message = "the context projection panicked; the request is exported under the fallback context"
-                );
+                shared.note(Kind::ProjectionPanicked, 1, Example::None);
                 self.fallback.clone()
             }
         }
@@ -114,7 +112,7 @@ impl SpanProcessor for PerRequestSpanProcessor {
         if parent.is_valid() && !parent.is_remote() {
             shared.start_child(trace, parent.span_id(), id);
         } else {
-            shared.start_root(RequestId { trace, root: id }, self.saved(cx));
+            shared.start_root(RequestId { trace, root: id }, self.saved(shared, cx));
         }
     }
 
@@ -166,8 +164,14 @@ impl SpanProcessor for PerRequestSpanProcessor {
 
 impl Drop for PerRequestSpanProcessor {
     fn drop(&mut self) {
-        // Does nothing if the provider has shut it down, which it does before it drops it.
-        let _ = self.shutdown_with_timeout(DROP_TIMEOUT);
+        // A provider shuts it down before it drops it, and has waited for that.
+        if self
+            .shared
+            .as_ref()
+            .is_some_and(|shared| !shared.is_closed())
+        {
+            let _ = self.shutdown_with_timeout(DROP_TIMEOUT);
+        }
     }
 }
 
@@ -292,11 +296,19 @@ impl Builder {
         let shared = match config.enabled() {
             true => {
                 let dispatch = Dispatch::new(&config, self.fallback.clone(), self.mark_late);
+                let independent = self.runtime.is_some();
                 let runtime = match self.runtime {
                     Some(runtime) => runtime,
                     None => OwnRuntime::new().map_err(ConfigError::Thread)?,
                 };
-                Some(Shared::start(&config, dispatch, self.exporter, runtime)?)
+                let exporter = self.exporter;
+                Some(Shared::start(
+                    &config,
+                    dispatch,
+                    exporter,
+                    runtime,
+                    independent,
+                )?)
             }
             false => {
                 otel_info!(

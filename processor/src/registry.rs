@@ -3,6 +3,7 @@
 //! Whatever leaves the registry is returned, because dropping a saved context can run code of the user's, and end spans.
 
 use std::collections::HashMap;
+use std::num::NonZeroUsize;
 
 use lru::LruCache;
 use opentelemetry::Context;
@@ -13,7 +14,7 @@ use crate::request::{Request, RequestId};
 use crate::stats::LateReason;
 
 /// How many evicted trace ids are remembered, so that a late span can say why it is late.
-const REMEMBERED_EVICTIONS: usize = 1024;
+const REMEMBERED_EVICTIONS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(1023);
 
 /// Requests by trace id, least recently used first out.
 ///
@@ -28,6 +29,8 @@ pub(crate) struct Registry {
     max_spans_per_trace: usize,
     /// Trace ids evicted lately. The value is nothing: this is a set that forgets its oldest.
     evicted: LruCache<TraceId, (), IdHash>,
+    /// Open spans that were refused, in all traces.
+    refused: usize,
     /// How many spans the last request had: a guess at how many the next one will have.
     usual_spans: usize,
 }
@@ -45,6 +48,8 @@ struct Entry {
 /// The live requests of one trace: nearly always one.
 #[derive(Debug)]
 pub(crate) enum Requests {
+    /// All are over. The entry is kept for the spans that were refused and are still open.
+    None,
     One(Request),
     Many(Box<Many>),
 }
@@ -62,6 +67,9 @@ pub(crate) enum RootStart {
     Added,
     /// The trace had too many spans. The context comes back, to be dropped elsewhere.
     Refused(Context),
+    /// A live request of that trace has a span of that very id, so neither can be told from the other any more. Both
+    /// come back: the context, to be dropped elsewhere, and the request, to be sent off.
+    Ambiguous(Context, RequestId, Request),
     /// It was added in the place of another trace.
     Evicted(TraceId, Requests),
 }
@@ -77,18 +85,15 @@ pub(crate) enum Lookup<'a> {
 
 impl Registry {
     pub(crate) fn new(max_traces: usize, max_spans_per_trace: usize) -> Self {
-        let remembered = std::num::NonZeroUsize::new(REMEMBERED_EVICTIONS)
-            .unwrap_or(std::num::NonZeroUsize::MIN);
+        let mut evicted = LruCache::unbounded_with_hasher(IdHash::default());
+        evicted.resize(REMEMBERED_EVICTIONS);
         Self {
             // Unbounded for the crate, bounded by us: a bounded cache reserves its whole capacity at once.
             traces: LruCache::unbounded_with_hasher(IdHash::default()),
             max_traces,
             max_spans_per_trace,
-            evicted: {
-                let mut ring = LruCache::unbounded_with_hasher(IdHash::default());
-                ring.resize(remembered);
-                ring
-            },
+            evicted,
+            refused: 0,
             usual_spans: 0,
         }
     }
@@ -96,14 +101,22 @@ impl Registry {
     /// Adds a request, in the place of the least recently used trace if there is no room.
     pub(crate) fn start_root(&mut self, id: RequestId, context: Context) -> RootStart {
         if let Some(entry) = self.traces.get_mut(&id.trace) {
+            if let Some(other) = entry.requests.root_of(id.root) {
+                return match self.take_out(id.trace, other) {
+                    Some((other, request)) => RootStart::Ambiguous(context, other, request),
+                    None => RootStart::Refused(context),
+                };
+            }
             return match entry.admit(self.max_spans_per_trace) {
                 true => {
-                    entry
-                        .requests
-                        .add(Request::new(context, id.root, self.usual_spans));
+                    let request = Request::new(context, id.root, self.usual_spans);
+                    entry.requests.add(request);
                     RootStart::Added
                 }
-                false => RootStart::Refused(context),
+                false => {
+                    self.refused += 1;
+                    RootStart::Refused(context)
+                }
             };
         }
         let evicted = match self.traces.len() >= self.max_traces {
@@ -119,6 +132,7 @@ impl Registry {
         match evicted {
             None => RootStart::Added,
             Some((trace, entry)) => {
+                self.refused -= entry.refused;
                 self.evicted.put(trace, ());
                 RootStart::Evicted(trace, entry.requests)
             }
@@ -126,43 +140,72 @@ impl Registry {
     }
 
     /// Records a span under its parent's request. A parent that nobody knows leaves the span unassigned: it will be late.
-    pub(crate) fn start_child(&mut self, trace: TraceId, parent: SpanId, span: SpanId) {
-        let Some(entry) = self.traces.get_mut(&trace) else {
-            return;
-        };
-        if entry.requests.knows(parent) {
-            if entry.admit(self.max_spans_per_trace) {
-                entry.requests.adopt(parent, span);
+    ///
+    /// Returns another request that has a span of this very id, if there is one: neither can be told from the other.
+    pub(crate) fn start_child(
+        &mut self,
+        trace: TraceId,
+        parent: SpanId,
+        span: SpanId,
+    ) -> Option<(RequestId, Request)> {
+        let entry = self.traces.get_mut(&trace)?;
+        let Some(root) = entry.requests.root_of(parent) else {
+            if entry.is_full(self.max_spans_per_trace) {
+                // Its parent may well have been refused: then so is this one, for the same reason.
+                entry.refused += 1;
+                self.refused += 1;
             }
-        } else if entry.is_full(self.max_spans_per_trace) {
-            // Its parent may well have been refused: then so is this one, for the same reason.
-            entry.refused += 1;
+            return None;
+        };
+        if !entry.admit(self.max_spans_per_trace) {
+            self.refused += 1;
+            return None;
         }
+        if let Some(other) = entry.requests.adopt(root, span) {
+            entry.spans -= 1;
+            return self.take_out(trace, other);
+        }
+        None
+    }
+
+    fn take_out(&mut self, trace: TraceId, root: SpanId) -> Option<(RequestId, Request)> {
+        let id = RequestId { trace, root };
+        self.release(id).map(|request| (id, request))
     }
 
     /// Finds the request of a span that ends, and marks its trace as recently used.
     pub(crate) fn end(&mut self, trace: TraceId, span: SpanId) -> Lookup<'_> {
-        // The borrow checker does not see that the late case is over with `traces`, so it is decided first.
-        let late = |evicted: &LruCache<TraceId, (), IdHash>| match evicted.contains(&trace) {
-            true => LateReason::TraceEvicted,
-            false => LateReason::UnknownTrace,
-        };
-        match self.traces.get_mut(&trace) {
-            None => Lookup::Late(late(&self.evicted)),
-            Some(entry) => match entry.requests.owner(span) {
-                Some(request) => Lookup::Known(request),
-                None if entry.refused > 0 => {
-                    entry.refused -= 1;
-                    Lookup::Refused
-                }
-                None => Lookup::Late(late(&self.evicted)),
-            },
+        if self.refused > 0 && self.end_refused(trace, span) {
+            return Lookup::Refused;
         }
+        let entry = self.traces.get_mut(&trace);
+        match entry.and_then(|entry| entry.requests.owner(span)) {
+            Some(request) => Lookup::Known(request),
+            None if self.evicted.contains(&trace) => Lookup::Late(LateReason::TraceEvicted),
+            None => Lookup::Late(LateReason::UnknownTrace),
+        }
+    }
+
+    /// Whether a span that ends is one of those that were refused: its trace has some, and no request has it.
+    fn end_refused(&mut self, trace: TraceId, span: SpanId) -> bool {
+        let Some(entry) = self.traces.get_mut(&trace) else {
+            return false;
+        };
+        if entry.refused == 0 || entry.requests.root_of(span).is_some() {
+            return false;
+        }
+        entry.refused -= 1;
+        self.refused -= 1;
+        if entry.is_over() {
+            self.traces.pop(&trace);
+        }
+        true
     }
 
     /// The live request of that name, without marking it as used.
     pub(crate) fn get(&mut self, id: RequestId) -> Option<&mut Request> {
         match &mut self.traces.peek_mut(&id.trace)?.requests {
+            Requests::None => None,
             Requests::One(request) => (request.root() == id.root).then_some(request),
             Requests::Many(many) => many.by_root.get_mut(&id.root),
         }
@@ -188,22 +231,15 @@ impl Registry {
         // The whole entry first, because it nearly always goes with its only request. One that stays was used just now, so
         // it is right to put it back as the latest.
         let mut entry = self.traces.pop(&id.trace)?;
-        match entry.requests {
-            Requests::One(request) => {
-                self.usual_spans = request.spans.len();
-                Some(request)
-            }
-            Requests::Many(mut many) => {
-                let request = many.remove(id.root);
-                if !many.by_root.is_empty() {
-                    let gone = request.as_ref().map_or(0, |request| request.spans.len());
-                    entry.spans = entry.spans.saturating_sub(gone);
-                    entry.requests = Requests::Many(many);
-                    self.traces.put(id.trace, entry);
-                }
-                request
-            }
+        let request = entry.requests.remove(id.root);
+        if let Some(request) = &request {
+            self.usual_spans = request.spans.len();
+            entry.spans = entry.spans.saturating_sub(request.spans.len());
         }
+        if !entry.is_over() {
+            self.traces.put(id.trace, entry);
+        }
+        request
     }
 
     /// Takes out everything.
@@ -212,6 +248,7 @@ impl Registry {
         while let Some((trace, entry)) = self.traces.pop_lru() {
             all.push((trace, entry.requests));
         }
+        self.refused = 0;
         all
     }
 
@@ -223,6 +260,10 @@ impl Registry {
 // ===== impl Entry =====
 
 impl Entry {
+    fn is_over(&self) -> bool {
+        self.refused == 0 && self.requests.is_empty()
+    }
+
     fn is_full(&self, max_spans: usize) -> bool {
         max_spans != 0 && self.spans >= max_spans
     }
@@ -241,53 +282,85 @@ impl Entry {
 // ===== impl Requests =====
 
 impl Requests {
+    fn is_empty(&self) -> bool {
+        match self {
+            Requests::None => true,
+            Requests::One(_) => false,
+            Requests::Many(many) => many.by_root.is_empty(),
+        }
+    }
+
     /// The request that is known to have started this span.
     fn owner(&mut self, span: SpanId) -> Option<&mut Request> {
         match self {
+            Requests::None => None,
             Requests::One(request) => request.spans.contains(span).then_some(request),
             Requests::Many(many) => many.by_root.get_mut(many.root_of.get(&span)?),
         }
     }
 
-    fn knows(&self, span: SpanId) -> bool {
+    /// The root of the request that is known to have started this span.
+    fn root_of(&self, span: SpanId) -> Option<SpanId> {
         match self {
-            Requests::One(request) => request.spans.contains(span),
-            Requests::Many(many) => many.root_of.contains_key(&span),
+            Requests::None => None,
+            Requests::One(request) => request.spans.contains(span).then(|| request.root()),
+            Requests::Many(many) => many.root_of.get(&span).copied(),
         }
     }
 
-    /// Adds a span to its parent's request.
-    fn adopt(&mut self, parent: SpanId, span: SpanId) {
-        if let Requests::Many(many) = self {
-            if let Some(root) = many.root_of.get(&parent).copied() {
-                many.root_of.insert(span, root);
+    /// Adds a span to a request. If another one has a span of this id, it does nothing but name that.
+    fn adopt(&mut self, root: SpanId, span: SpanId) -> Option<SpanId> {
+        let request = match self {
+            Requests::None => return None,
+            Requests::One(request) => request,
+            Requests::Many(many) => {
+                let owner = *many.root_of.entry(span).or_insert(root);
+                if owner != root {
+                    return Some(owner);
+                }
+                many.by_root.get_mut(&root)?
             }
-        }
-        if let Some(request) = self.owner(parent) {
-            request.spans.insert(span);
-            request.open += 1;
-        }
+        };
+        request.spans.insert(span);
+        request.open += 1;
+        None
     }
 
     /// Adds another request of this trace. From the second one on, the owner of each span is looked up by its id.
     fn add(&mut self, request: Request) {
-        if let Requests::One(_) = self {
-            let Requests::One(first) = std::mem::replace(self, Requests::Many(Box::default()))
-            else {
-                return;
-            };
-            self.add(first);
+        match std::mem::replace(self, Requests::None) {
+            Requests::None => *self = Requests::One(request),
+            Requests::One(first) => {
+                let mut many = Box::<Many>::default();
+                many.add(first);
+                many.add(request);
+                *self = Requests::Many(many);
+            }
+            Requests::Many(mut many) => {
+                many.add(request);
+                *self = Requests::Many(many);
+            }
         }
-        if let Requests::Many(many) = self {
-            let root = request.root();
-            many.root_of
-                .extend(request.spans.iter().map(|span| (span, root)));
-            many.by_root.insert(root, request);
+    }
+
+    fn remove(&mut self, root: SpanId) -> Option<Request> {
+        match std::mem::replace(self, Requests::None) {
+            Requests::One(request) if request.root() == root => Some(request),
+            Requests::Many(mut many) => {
+                let request = many.remove(root);
+                *self = Requests::Many(many);
+                request
+            }
+            other => {
+                *self = other;
+                None
+            }
         }
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Request> {
         let (one, many) = match self {
+            Requests::None => (None, None),
             Requests::One(request) => (Some(request), None),
             Requests::Many(many) => (None, Some(many.by_root.values())),
         };
@@ -296,6 +369,7 @@ impl Requests {
 
     pub(crate) fn into_vec(self) -> Vec<Request> {
         match self {
+            Requests::None => Vec::new(),
             Requests::One(request) => vec![request],
             Requests::Many(many) => many.by_root.into_values().collect(),
         }
@@ -305,6 +379,13 @@ impl Requests {
 // ===== impl Many =====
 
 impl Many {
+    fn add(&mut self, request: Request) {
+        let root = request.root();
+        self.root_of
+            .extend(request.spans.iter().map(|span| (span, root)));
+        self.by_root.insert(root, request);
+    }
+
     fn remove(&mut self, root: SpanId) -> Option<Request> {
         let request = self.by_root.remove(&root)?;
         for span in request.spans.iter() {

@@ -5,20 +5,22 @@ mod tokio_runtime;
 mod wait;
 
 use std::collections::{HashMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use opentelemetry::Context;
-use opentelemetry::otel_warn;
+use opentelemetry::{otel_debug, otel_warn};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::SpanData;
 
 use crate::config::Config;
-use crate::dispatch::{Dispatch, Garbage, Losses, Scope};
+use crate::dispatch::{Dispatch, Losses, Report, Scope};
 use crate::error::{ConfigError, FlushError};
-use crate::export::AnyExporter;
+use crate::export::{AnyExporter, Retired};
+use crate::notices::{Example, Kind};
 use crate::request::RequestId;
 use crate::stats::Stats;
-use crate::sync::{Arc, AtomicU64, Condvar, Mutex, Ordering};
+use crate::sync::{Arc, AtomicU64, Condvar, Mutex, MutexGuard, Ordering};
 
 use threads::{Pool, Summons};
 pub(crate) use tokio_runtime::OwnRuntime;
@@ -29,12 +31,16 @@ pub(crate) struct Shared {
     state: Mutex<State>,
     /// Wakes the driver. Its partner is `Dispatch::asleep`, which says whether that is needed.
     driver: Condvar,
+    /// Wakes an idle worker.
+    workers: Condvar,
     /// Shared with exports under way. Only `set_resource` changes it, before the first span.
     exporter: Mutex<Arc<dyn AnyExporter>>,
     export_timeout: Duration,
     runtime: OwnRuntime,
+    /// Whether the exporter was made inside our own runtime, and so needs no other.
+    independent: bool,
     /// Goes up whenever an export wakes up or ends. A synchronous wait watches it (see `wait`).
-    progress: Arc<AtomicU64>,
+    progress: AtomicU64,
 }
 
 /// What the one lock protects.
@@ -47,6 +53,10 @@ pub(crate) struct State {
     waiters: HashMap<u64, Waiter>,
     /// Whether the exporter's `shutdown` has been scheduled.
     finalized: bool,
+    /// Whether the exporter's `shutdown` has been called.
+    shut_down: bool,
+    /// Whether a thread is logging notices.
+    speaking: bool,
 }
 
 /// What remains to be done for a flush once its batches are done.
@@ -65,7 +75,7 @@ struct Waiter {
     kind: WaiterKind,
     timeout: Duration,
     deadline: Option<Instant>,
-    losses: Losses,
+    report: Report,
     answer: Answer,
 }
 
@@ -75,17 +85,11 @@ enum WaiterKind {
     Shutdown,
 }
 
-/// How a waiter is told. Called once, never under the lock.
-pub(crate) type Answer = Box<dyn FnOnce(Result<(), FlushError>) + Send>;
+/// How a waiter is told. Called once, never under the lock. Says whether anybody listened.
+pub(crate) type Answer = Box<dyn FnOnce(Result<(), FlushError>) -> bool + Send>;
 
-/// Answers that are to be given once the lock is released.
-type Answers = Vec<(Answer, Result<(), FlushError>)>;
-
-fn give(answers: Answers) {
-    for (answer, result) in answers {
-        answer(result);
-    }
-}
+/// Answers that are to be given once the lock is released, and the losses that they report.
+type Answers = Vec<(Answer, Result<(), FlushError>, Option<Report>)>;
 
 impl Shared {
     pub(crate) fn start(
@@ -93,6 +97,7 @@ impl Shared {
         dispatch: Dispatch,
         exporter: Arc<dyn AnyExporter>,
         runtime: OwnRuntime,
+        independent: bool,
     ) -> Result<Arc<Self>, ConfigError> {
         let shared = Arc::new(Self {
             state: Mutex::new(State {
@@ -101,12 +106,16 @@ impl Shared {
                 jobs: VecDeque::new(),
                 waiters: HashMap::new(),
                 finalized: false,
+                shut_down: false,
+                speaking: false,
             }),
             driver: Condvar::default(),
+            workers: Condvar::default(),
             exporter: Mutex::new(exporter),
             export_timeout: config.export_timeout(),
             runtime,
-            progress: Arc::default(),
+            independent,
+            progress: AtomicU64::new(0),
         });
         threads::spawn_driver(&shared).map_err(ConfigError::Thread)?;
         Ok(shared)
@@ -115,11 +124,9 @@ impl Shared {
     // ----- the hot path -----
 
     pub(crate) fn start_root(&self, id: RequestId, context: Context) {
-        let mut garbage = Garbage::default();
         let mut state = self.state.lock();
-        state.dispatch.start_root(id, context, &mut garbage);
+        state.dispatch.start_root(id, context);
         self.unlock(state);
-        drop(garbage);
     }
 
     pub(crate) fn start_child(
@@ -128,24 +135,36 @@ impl Shared {
         parent: opentelemetry::trace::SpanId,
         span: opentelemetry::trace::SpanId,
     ) {
-        self.state.lock().dispatch.start_child(trace, parent, span);
+        let mut state = self.state.lock();
+        state.dispatch.start_child(trace, parent, span);
+        self.unlock(state);
     }
 
     pub(crate) fn end(&self, span: SpanData) {
         let mut span = Some(span);
-        let mut garbage = Garbage::default();
         let mut state = self.state.lock();
-        state.dispatch.end(&mut span, &mut garbage);
+        state.dispatch.end(&mut span);
         self.unlock(state);
-        drop((span, garbage));
+        drop(span);
     }
 
-    /// Releases the lock, and wakes the driver if it sleeps while there is work.
-    fn unlock(&self, mut state: crate::sync::MutexGuard<'_, State>) {
+    /// Notes something that the user should hear.
+    pub(crate) fn note(&self, kind: Kind, count: u64, example: Example) {
+        let mut state = self.state.lock();
+        state.dispatch.notices.note(kind, count, example);
+        self.unlock(state);
+    }
+
+    /// Releases the lock, wakes the driver if it sleeps while there is work, and drops what is left over.
+    fn unlock(&self, mut state: MutexGuard<'_, State>) {
+        let garbage = state.dispatch.take_garbage();
         let wake = state.dispatch.must_wake();
         drop(state);
         if wake {
             self.driver.notify_one();
+        }
+        if let Some(garbage) = garbage {
+            drop_quietly(garbage);
         }
     }
 
@@ -162,40 +181,59 @@ impl Shared {
     }
 
     fn begin(self: &Arc<Self>, kind: WaiterKind, scope: Scope, timeout: Duration, answer: Answer) {
-        let mut garbage = Garbage::default();
         let mut state = self.state.lock();
-        if state.dispatch.is_closed() {
-            drop(state);
-            return answer(match kind {
-                WaiterKind::Flush => Err(FlushError::AlreadyShutdown),
-                WaiterKind::Shutdown => Ok(()),
-            });
-        }
-        if kind == WaiterKind::Shutdown {
-            state.dispatch.close(&mut garbage);
-        }
-        let id = state.dispatch.begin_flush(scope);
-        state.waiters.insert(
-            id,
-            Waiter {
-                kind,
-                timeout,
-                deadline: Instant::now().checked_add(timeout),
-                losses: Losses::default(),
-                answer,
-            },
-        );
+        let id = match (kind, state.dispatch.is_closed()) {
+            (WaiterKind::Flush, true) => {
+                drop(state);
+                answer(Err(FlushError::AlreadyShutdown));
+                return;
+            }
+            (_, true) if state.shut_down => {
+                drop(state);
+                answer(Ok(()));
+                return;
+            }
+            // A shutdown is under way: this one waits for its end.
+            (_, true) => state.dispatch.new_id(),
+            (WaiterKind::Flush, false) => state.dispatch.begin_flush(scope),
+            (WaiterKind::Shutdown, false) => {
+                state.dispatch.close();
+                state.dispatch.begin_flush(scope)
+            }
+        };
+        let waiter = Waiter {
+            kind,
+            timeout,
+            deadline: Instant::now().checked_add(timeout),
+            report: Report::default(),
+            answer,
+        };
+        state.waiters.insert(id, waiter);
         state.advance();
         let summons = match state.wants_worker() {
             true => state.pool.summon(),
             false => Summons::Nobody,
         };
         // The driver watches the deadline, so it must look at it.
-        state.dispatch.asleep = false;
-        drop(state);
-        self.driver.notify_one();
+        self.wake_driver(&mut state);
+        self.unlock(state);
         self.obey(summons);
-        drop(garbage);
+    }
+
+    fn wake_driver(&self, state: &mut State) {
+        state.dispatch.asleep = false;
+        self.driver.notify_one();
+    }
+
+    /// Gives answers. What nobody heard is left for the next flush to report.
+    fn give(&self, answers: Answers) {
+        for (answer, result, report) in answers {
+            // It wakes somebody, with a waker that is not ours.
+            let heard = catch_unwind(AssertUnwindSafe(|| answer(result))).unwrap_or(false);
+            if let (true, Some(report)) = (heard, report) {
+                self.state.lock().dispatch.mark_reported(&report);
+            }
+        }
     }
 
     /// The deadline of a flush for which none was given.
@@ -207,6 +245,13 @@ impl Shared {
 
     fn exporter(&self) -> Arc<dyn AnyExporter> {
         self.exporter.lock().clone()
+    }
+
+    /// Lets go of the exporter and the runtime when both have done their work: handles may stay for long.
+    fn retire(&self) {
+        let exporter = std::mem::replace(&mut *self.exporter.lock(), Arc::new(Retired));
+        drop_quietly(exporter);
+        self.runtime.stop();
     }
 
     pub(crate) fn set_resource(&self, resource: &Resource) {
@@ -224,6 +269,10 @@ impl Shared {
 
     // ----- questions -----
 
+    pub(crate) fn is_closed(&self) -> bool {
+        self.state.lock().dispatch.is_closed()
+    }
+
     pub(crate) fn stats(&self) -> Stats {
         self.state.lock().dispatch.stats()
     }
@@ -237,21 +286,21 @@ impl Shared {
         // Pairs with nothing: it is compared with earlier values of itself only.
         self.progress.load(Ordering::Relaxed)
     }
-}
 
-fn note_progress(progress: &AtomicU64) {
-    // See `Shared::progress`.
-    progress.fetch_add(1, Ordering::Relaxed);
+    fn note_progress(&self) {
+        // See `progress`.
+        self.progress.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 impl State {
     /// Schedules what follows for flushes whose batches are done.
     fn advance(&mut self) {
-        for (id, losses) in self.dispatch.take_finished() {
+        for (id, report) in self.dispatch.take_finished() {
             let Some(waiter) = self.waiters.get_mut(&id) else {
                 continue;
             };
-            waiter.losses = losses;
+            waiter.report = report;
             let job = match waiter.kind {
                 WaiterKind::Flush => Job::Flush(id),
                 WaiterKind::Shutdown => {
@@ -263,37 +312,50 @@ impl State {
         }
     }
 
-    /// The last step of a flush: the exporter has answered.
-    fn conclude(&mut self, id: u64, exporter: Result<(), String>) -> Answers {
-        let Some(waiter) = self.waiters.remove(&id) else {
-            return Vec::new();
+    /// The last step of a flush or a shutdown: the exporter has answered.
+    fn conclude(&mut self, job: Job, exporter: Result<(), String>) -> Answers {
+        let concluded: Vec<u64> = match job {
+            Job::Flush(id) => vec![id],
+            Job::Shutdown(_) | Job::Finalize => {
+                self.shut_down = true;
+                // Nobody else waits once the dispatch is closed and drained.
+                self.waiters.keys().copied().collect()
+            }
         };
-        let Losses { failed, dropped } = waiter.losses;
-        let result = match exporter {
-            _ if failed + dropped > 0 => Err(FlushError::Lost { failed, dropped }),
-            Ok(()) => Ok(()),
-            Err(message) => Err(FlushError::Exporter(message)),
-        };
-        vec![(waiter.answer, result)]
+        let mut answers = Answers::new();
+        for id in concluded {
+            if let Some(waiter) = self.waiters.remove(&id) {
+                let Losses { failed, dropped } = waiter.report.losses;
+                let result = match &exporter {
+                    _ if failed + dropped > 0 => Err(FlushError::Lost { failed, dropped }),
+                    Ok(()) => Ok(()),
+                    Err(message) => Err(FlushError::Exporter(message.clone())),
+                };
+                answers.push((waiter.answer, result, Some(waiter.report)));
+            }
+        }
+        answers
     }
 
     /// Gives up on flushes whose deadline has passed. A shutdown then drops what still waits for a slot; what is in
     /// flight may end.
-    fn expire(&mut self, now: Instant, garbage: &mut Garbage) -> Answers {
+    fn expire(&mut self, now: Instant) -> Answers {
         let late: Vec<u64> = self
             .waiters
             .iter()
             .filter(|(_, waiter)| waiter.deadline.is_some_and(|deadline| deadline <= now))
             .map(|(id, _)| *id)
             .collect();
-        let mut answers = Vec::new();
+        let mut answers = Answers::new();
         for id in late {
             self.dispatch.cancel_flush(id);
+            self.jobs.retain(|job| *job != Job::Flush(id));
             if let Some(waiter) = self.waiters.remove(&id) {
                 if waiter.kind == WaiterKind::Shutdown {
-                    self.dispatch.abandon(garbage);
+                    self.dispatch.abandon();
                 }
-                answers.push((waiter.answer, Err(FlushError::Timeout(waiter.timeout))));
+                let error = FlushError::Timeout(waiter.timeout);
+                answers.push((waiter.answer, Err(error), None));
             }
         }
         answers
@@ -301,35 +363,36 @@ impl State {
 
     /// Schedules the exporter's `shutdown` if the flush that should have led there was given up.
     fn finalize(&mut self) {
-        let nobody_waits = !self
-            .waiters
-            .values()
-            .any(|waiter| waiter.kind == WaiterKind::Shutdown);
-        if self.dispatch.is_closed()
-            && self.dispatch.is_drained()
-            && nobody_waits
-            && !self.finalized
-        {
+        let given_up = self.dispatch.is_closed() && !self.dispatch.has_flushes();
+        if given_up && self.dispatch.is_drained() && !self.finalized {
             self.finalized = true;
             self.jobs.push_back(Job::Finalize);
         }
     }
 
-    /// Whether there is something for a worker to do.
-    fn wants_worker(&self) -> bool {
-        !self.jobs.is_empty() || self.dispatch.has_ready_batch()
-    }
-
     /// Whether the processor is shut down and everything that belongs to that is done or under way.
     fn is_over(&self) -> bool {
-        self.finalized && self.jobs.is_empty() && self.waiters.is_empty()
+        self.shut_down && self.waiters.is_empty() && !self.dispatch.has_garbage()
     }
 
     fn next_deadline(&self) -> Option<Instant> {
         let flushes = self.waiters.values().filter_map(|waiter| waiter.deadline);
-        let exports = self.dispatch.next_expiry().map(threads::with_grace);
-        let notices = self.dispatch.notices.next_due();
+        let exports = self.dispatch.next_expiry();
+        let notices = match self.speaking {
+            true => None,
+            false => self.dispatch.notices.next_due(),
+        };
         flushes.chain(exports).chain(notices).min()
+    }
+}
+
+/// Drops what runs code of the exporter's or of the user's when it is dropped. Never under the lock.
+fn drop_quietly<T>(value: T) {
+    if catch_unwind(AssertUnwindSafe(|| drop(value))).is_err() {
+        otel_debug!(
+            name: "PerRequestSpanProcessor.PanicInDrop",
+            message = "an export or a context panicked while it was dropped"
+        );
     }
 }
 

@@ -1,25 +1,27 @@
 //! The native runtime: one driver thread that paces everything, and workers that call the exporter.
 //!
 //! A span that ends wakes nobody while the driver is awake. The driver lets a millisecond pass, takes all that is due, and
-//! hands it to a worker; it never calls the exporter itself, so an exporter that blocks cannot stop it. One worker drives
-//! any number of asynchronous exports. While the exporter is not known to return quickly, each worker that takes a batch
-//! calls for another one for the rest; and when batches are ready and nobody took one for a while, all workers are blocked
-//! inside the exporter, and the driver calls for another.
+//! calls for a worker; it never calls the exporter itself, nor a log subscriber, so neither can stop it. Workers start
+//! exports and poll those that were woken, whoever started them, so an export that blocks its thread holds up no other.
+//! While the exporter is not known to return quickly, a worker that takes something calls for another one for the rest; and
+//! when there is something to take and nobody took it for a while, all workers are blocked, and the driver calls for one.
 
+use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::task::{Context as TaskContext, Poll, Wake, Waker};
-use std::thread::{self, Thread};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use opentelemetry::{Context, otel_debug, otel_warn};
+use opentelemetry::Context;
 use opentelemetry_sdk::error::OTelSdkError;
 
 use crate::dispatch::{Batch, Garbage, Outcome};
 use crate::export::Export;
-use crate::notices::{Example, Kind};
+use crate::hash::IdHash;
+use crate::notices::{Example, Kind, Notice};
 use crate::runtime::wait::mark_own_thread;
-use crate::runtime::{Answers, Job, Shared, State, give, note_progress};
-use crate::sync::{Arc, AtomicBool, AtomicU64, Ordering};
+use crate::runtime::{Job, Shared, State, drop_quietly};
+use crate::sync::{Arc, MutexGuard, Weak};
 
 /// The driver's period while there is work.
 const TICK: Duration = Duration::from_millis(1);
@@ -27,18 +29,11 @@ const TICK: Duration = Duration::from_millis(1);
 /// How often the driver looks after pending spans when nothing new comes.
 const LOOK_AFTER: Duration = Duration::from_millis(20);
 
-/// An exporter whose calls return within this time is quick: it does not block, or hardly.
-const QUICK: Duration = Duration::from_micros(200);
-
-/// How many batches a worker takes at once from a quick exporter's queue.
-const BULK: usize = 16;
-
 /// How many queues the driver takes before it lets others have the lock.
 const QUEUES_PER_LOCK: usize = 64;
 
-/// How long after its deadline an export is given up by the driver. Its worker does that at the deadline, unless the
-/// exporter blocks it.
-const GRACE: Duration = Duration::from_millis(50);
+/// An exporter whose calls return within this time is quick: it does not block, or hardly.
+const QUICK: Duration = Duration::from_micros(200);
 
 /// An idle worker ends after this time.
 const WORKER_IDLE: Duration = Duration::from_secs(10);
@@ -49,23 +44,26 @@ const MAX_WORKERS: usize = 256;
 /// The shortest time that an exporter's `shutdown` is given.
 const LEAST_SHUTDOWN: Duration = Duration::from_millis(100);
 
-pub(crate) fn with_grace(deadline: Instant) -> Instant {
-    deadline.checked_add(GRACE).unwrap_or(deadline)
-}
-
 // ===== the driver =====
 
 pub(crate) fn spawn_driver(shared: &Arc<Shared>) -> std::io::Result<()> {
     let shared = shared.clone();
+    spawn("otel-per-request", move || drive(&shared))
+}
+
+/// Starts a thread of ours: one that is never traced, and on which nobody may wait for us.
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
     thread::Builder::new()
-        .name("otel-per-request".to_owned())
-        .spawn(move || drive(&shared))
+        .name(name.to_owned())
+        .spawn(move || {
+            let _suppressed = Context::enter_telemetry_suppressed_scope();
+            mark_own_thread();
+            run();
+        })
         .map(drop)
 }
 
 fn drive(shared: &Arc<Shared>) {
-    let _suppressed = Context::enter_telemetry_suppressed_scope();
-    mark_own_thread();
     let mut streak = 0;
     loop {
         match shared.tick() {
@@ -79,7 +77,8 @@ fn drive(shared: &Arc<Shared>) {
         }
         thread::sleep(TICK);
     }
-    shared.dismiss_workers();
+    shared.workers.notify_all();
+    shared.retire();
 }
 
 enum Tick {
@@ -92,31 +91,28 @@ impl Shared {
     /// One round of the driver: deadlines, queues that are due, workers, and what the user should hear.
     fn tick(self: &Arc<Self>) -> Tick {
         let now = Instant::now();
-        let mut garbage = Garbage::default();
         let mut state = self.state.lock();
         for _ in 0..=state.dispatch.due() / QUEUES_PER_LOCK {
             state.dispatch.tick(QUEUES_PER_LOCK);
             drop(state);
             state = self.state.lock();
         }
-        state.expire_exports(now, self.export_timeout);
-        let answers = state.expire(now, &mut garbage);
+        state.cancel_overdue(now, self.export_timeout);
+        let answers = state.expire(now);
         state.advance();
         state.finalize();
-        let wants_worker = state.wants_worker();
-        let summons = match wants_worker {
+        let summons = match state.wants_worker() {
             true => state.pool.summon_or_hire(),
             false => Summons::Nobody,
         };
-        let worked = state.dispatch.take_batches_made();
+        let worked = state.dispatch.take_batches_made() > 0;
         let over = state.is_over();
-        let notices = state.dispatch.notices.take(now, over);
+        let notices = state.take_notices(now, over);
         drop(state);
         self.obey(summons);
-        give(answers);
-        notices.iter().for_each(|notice| notice.say());
-        drop(garbage);
-        match (over, worked > 0) {
+        self.give(answers);
+        self.say(notices);
+        match (over, worked) {
             (true, _) => Tick::Over,
             (false, true) => Tick::Worked,
             (false, false) => Tick::Idle,
@@ -127,7 +123,7 @@ impl Shared {
     /// whether they get on.
     fn sleep(&self) {
         let mut state = self.state.lock();
-        if state.dispatch.has_due() {
+        if state.has_news() {
             return;
         }
         state.dispatch.asleep = true;
@@ -150,53 +146,106 @@ impl Shared {
         state.dispatch.asleep = false;
     }
 
-    fn dismiss_workers(&self) {
-        let parked = std::mem::take(&mut self.state.lock().pool.parked);
-        parked.iter().for_each(|signal| signal.notify());
-    }
-}
-
-impl State {
-    /// Accounts for exports that block their worker beyond the deadline.
-    fn expire_exports(&mut self, now: Instant, timeout: Duration) {
-        let Some(before) = now.checked_sub(GRACE) else {
+    /// Logs on a thread of its own, because a subscriber may block, and exports must go on.
+    fn say(self: &Arc<Self>, notices: Vec<Notice>) {
+        if notices.is_empty() {
             return;
-        };
-        let spans = self.dispatch.expire(before);
-        if spans > 0 {
-            self.dispatch
-                .notices
-                .note(Kind::ExportFailed, spans, timed_out(timeout));
+        }
+        let shared = self.clone();
+        let speaking = spawn("otel-per-request-log", move || {
+            // A subscriber that panics must not leave us silent.
+            let _ = catch_unwind(|| notices.iter().for_each(Notice::say));
+            let mut state = shared.state.lock();
+            state.speaking = false;
+            shared.wake_driver(&mut state);
+        });
+        if speaking.is_err() {
+            self.state.lock().speaking = false;
         }
     }
 }
 
-fn timed_out(after: Duration) -> Example {
-    Example::Error(format!("timed out after {after:?}"))
+impl State {
+    /// Whether the driver has a reason not to sleep.
+    fn has_news(&self) -> bool {
+        self.is_over()
+            || self.dispatch.has_news()
+            || (!self.speaking && self.dispatch.notices.has_news())
+    }
+
+    fn take_notices(&mut self, now: Instant, last: bool) -> Vec<Notice> {
+        if self.speaking && !last {
+            return Vec::new();
+        }
+        let notices = self.dispatch.notices.take(now, last);
+        self.speaking |= !notices.is_empty();
+        notices
+    }
+
+    /// Takes back exports whose deadline has passed, for a worker to drop. One that is being polled cannot be taken back.
+    /// All are accounted for now, and keep their slots until the exporter has let go of them.
+    fn cancel_overdue(&mut self, now: Instant, timeout: Duration) {
+        for (id, spans) in self.dispatch.overdue(now) {
+            let example = Example::Error(format!("timed out after {timeout:?}"));
+            self.dispatch
+                .notices
+                .note(Kind::ExportFailed, spans, example);
+            self.dispatch.give_up(id);
+            let running = self.pool.running.get_mut(&id);
+            if let Some(export) = running.and_then(|running| running.export.take()) {
+                self.pool.cancelled.push_back((id, export));
+            }
+        }
+    }
 }
 
 // ===== the pool =====
 
-/// The workers, as the lock sees them.
-#[derive(Debug)]
+/// The workers and the exports under way, as the lock sees them.
 pub(crate) struct Pool {
-    /// Workers that wait. They may have exports of their own under way.
-    parked: Vec<Arc<Signal>>,
+    /// Exports under way, by the id of their batch.
+    running: HashMap<u64, Running, IdHash>,
+    /// Those that were woken and wait for a worker. May name some that are over.
+    woken: VecDeque<u64>,
+    /// Those that were given up and wait to be dropped.
+    cancelled: VecDeque<(u64, Export)>,
     workers: usize,
     max_workers: usize,
+    /// Workers that wait for something to do.
+    idle: usize,
     /// Counts what workers have taken on.
     taken: u64,
     /// What `taken` was when the driver last looked.
     seen: u64,
     /// Whether the exporter is known to return quickly.
     quick: bool,
+    /// Whether a worker is in a call that is not an export. One at a time, so that one that hangs takes one thread.
+    busy_with_job: bool,
+}
+
+/// An export under way.
+struct Running {
+    /// None while a worker polls it.
+    export: Option<Export>,
+    /// Whether it was woken since it was last polled.
+    woken: bool,
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pool")
+            .field("running", &self.running.len())
+            .field("workers", &self.workers)
+            .field("idle", &self.idle)
+            .finish_non_exhaustive()
+    }
 }
 
 /// What is to be done about workers once the lock is released.
 #[derive(Debug)]
 pub(crate) enum Summons {
     Nobody,
-    Wake(Arc<Signal>),
+    Wake,
     Hire,
 }
 
@@ -204,25 +253,29 @@ impl Pool {
     pub(crate) fn new(max_concurrent_exports: usize) -> Self {
         let max_workers = match max_concurrent_exports {
             0 => MAX_WORKERS,
-            // One more, for calls that are not exports.
+            // One more, for the call that is not an export.
             max => max.min(MAX_WORKERS) + 1,
         };
         Self {
-            parked: Vec::new(),
+            running: HashMap::default(),
+            woken: VecDeque::new(),
+            cancelled: VecDeque::new(),
             workers: 0,
             max_workers,
+            idle: 0,
             taken: 0,
             seen: 0,
             quick: false,
+            busy_with_job: false,
         }
     }
 
-    /// Calls for a worker: one that is parked, or the first.
+    /// Calls for a worker: one that is idle, or the first.
     pub(crate) fn summon(&mut self) -> Summons {
-        match self.parked.pop() {
-            Some(signal) => Summons::Wake(signal),
-            None if self.workers == 0 => self.hire(),
-            None => Summons::Nobody,
+        match (self.idle, self.workers) {
+            (0, 0) => self.hire(),
+            (0, _) => Summons::Nobody,
+            _ => Summons::Wake,
         }
     }
 
@@ -257,308 +310,288 @@ impl Shared {
     pub(crate) fn obey(self: &Arc<Self>, summons: Summons) {
         match summons {
             Summons::Nobody => {}
-            Summons::Wake(signal) => signal.notify(),
+            Summons::Wake => self.workers.notify_one(),
             Summons::Hire => self.hire(),
         }
     }
 
     fn hire(self: &Arc<Self>) {
         let shared = self.clone();
-        let hired = thread::Builder::new()
-            .name("otel-per-request-export".to_owned())
-            .spawn(move || shared.clone().runtime.enter(|| Worker::new(shared).run()));
+        let hired = spawn("otel-per-request-export", move || {
+            shared.runtime.enter(|| work(&shared));
+        });
         if let Err(error) = hired {
             // The driver asks again at its next tick.
             self.state.lock().pool.workers -= 1;
-            otel_warn!(
-                name: "PerRequestSpanProcessor.NoWorker",
-                error = error.to_string(),
-                message = "a thread for exports could not be started; trying again"
-            );
+            self.note(Kind::NoWorker, 1, Example::Error(error.to_string()));
         }
     }
 }
 
-/// Wakes a parked worker.
-#[derive(Debug)]
-pub(crate) struct Signal {
-    thread: Thread,
-    /// Set before the thread is unparked. An exporter that parks the thread itself may swallow the unpark, never this.
-    notified: AtomicBool,
+/// Wakes an export.
+struct Alarm {
+    id: u64,
+    /// Weak, because an exporter may keep a waker for long, and `Shared` owns the exporter.
+    shared: Weak<Shared>,
 }
 
-impl Signal {
-    fn notify(&self) {
-        // Release: pairs with `take`, so that what was done before the wake-up is seen after it.
-        self.notified.store(true, Ordering::Release);
-        self.thread.unpark();
-    }
-
-    fn take(&self) -> bool {
-        // Acquire: pairs with `notify`.
-        self.notified.swap(false, Ordering::Acquire)
+impl Wake for Alarm {
+    fn wake(self: Arc<Self>) {
+        let Some(shared) = self.shared.upgrade() else {
+            return;
+        };
+        shared.note_progress();
+        let mut state = shared.state.lock();
+        let Some(running) = state.pool.running.get_mut(&self.id) else {
+            return;
+        };
+        // While it is polled, or already in the line, the mark is enough.
+        let line_up = running.export.is_some() && !running.woken;
+        running.woken = true;
+        if line_up {
+            state.pool.woken.push_back(self.id);
+            let summons = state.pool.summon();
+            drop(state);
+            shared.obey(summons);
+        }
     }
 }
 
 // ===== a worker =====
 
-struct Worker {
-    shared: Arc<Shared>,
-    signal: Arc<Signal>,
-    running: Vec<Running>,
-    /// Exports that are over, to be accounted for together.
-    done: Vec<Done>,
+/// Something for a worker to do.
+enum Work {
+    Start(Batch),
+    Poll(u64, Export),
+    /// Drop an export that was given up, and free its slot.
+    Cancel(u64, Export),
+    Job(Job),
+    Discard(Garbage),
 }
 
-/// An export that is over.
-struct Done {
+/// What a poll came to. An export that is over is dropped before that is said, and so is its context (R9).
+struct Polled {
     id: u64,
-    spans: u64,
-    outcome: Result<(), (Outcome, Example)>,
+    result: Poll<Result<(), Example>>,
+    /// There while it is pending.
+    export: Option<Export>,
+    quick: bool,
 }
 
-/// An export under way.
-struct Running {
-    id: u64,
-    spans: u64,
-    deadline: Option<Instant>,
-    export: Export,
-    alarm: Arc<Alarm>,
-}
-
-/// Wakes a worker for one of its exports.
-struct Alarm {
-    // Not the whole of `Shared`: the exporter may keep a waker for long, and `Shared` owns the exporter.
-    progress: Arc<AtomicU64>,
-    signal: Arc<Signal>,
-    rung: AtomicBool,
-}
-
-impl Wake for Alarm {
-    fn wake(self: Arc<Self>) {
-        // Release: pairs with `Worker::poll_rung`, which must see what made the export ready.
-        self.rung.store(true, Ordering::Release);
-        note_progress(&self.progress);
-        self.signal.notify();
-    }
-}
-
-impl Worker {
-    fn new(shared: Arc<Shared>) -> Self {
-        Self {
-            shared,
-            signal: Arc::new(Signal {
-                thread: thread::current(),
-                notified: AtomicBool::new(false),
-            }),
-            running: Vec::new(),
-            done: Vec::new(),
+fn work(shared: &Arc<Shared>) {
+    let mut polled = None;
+    while let Some(work) = shared.next_work(polled.take()) {
+        match work {
+            Work::Job(job) => shared.perform(job),
+            Work::Discard(garbage) => drop_quietly(garbage),
+            Work::Cancel(id, export) => {
+                drop_quietly(export);
+                polled = Some(Polled {
+                    id,
+                    result: Poll::Ready(Ok(())),
+                    export: None,
+                    quick: false,
+                });
+            }
+            Work::Poll(id, export) => polled = Some(shared.poll(id, export)),
+            Work::Start(batch) => {
+                let context = batch.context.with_telemetry_suppressed();
+                // The batch's own copy goes first: when an export is done, no context may be left (R9).
+                drop(batch.context);
+                let export = shared.exporter().export_under(context, batch.spans);
+                polled = Some(shared.poll(batch.id, export));
+            }
         }
     }
+}
 
-    fn run(mut self) {
-        let _suppressed = Context::enter_telemetry_suppressed_scope();
-        mark_own_thread();
-        let mut batches = Vec::with_capacity(BULK);
+impl Shared {
+    /// Accounts for a poll, and waits for the next thing to do. `None` if this worker is no longer needed.
+    fn next_work(self: &Arc<Self>, polled: Option<Polled>) -> Option<Work> {
+        let mut state = self.state.lock();
+        if let Some(polled) = polled {
+            state = self.account(state, polled);
+        }
         loop {
-            let job = self.take(&mut batches);
-            let idle = job.is_none() && batches.is_empty();
-            if let Some(job) = job {
-                self.shared.perform(job);
+            if let Some(work) = state.take_work(self.export_timeout) {
+                // The call into the exporter may block, so others must get at the rest.
+                let summons = match !state.pool.quick && state.wants_worker() {
+                    true => state.pool.summon_another(),
+                    false => Summons::Nobody,
+                };
+                drop(state);
+                self.obey(summons);
+                return Some(work);
             }
-            match batches.is_empty() {
-                true => self.poll(),
-                false => self.start(&mut batches),
+            if state.is_over() {
+                state.pool.workers -= 1;
+                return None;
             }
-            if idle && !self.park() {
-                break;
+            let since = Instant::now();
+            state.pool.idle += 1;
+            state = self.workers.wait_timeout(state, WORKER_IDLE);
+            state.pool.idle -= 1;
+            if since.elapsed() >= WORKER_IDLE && !state.wants_worker() {
+                state.pool.workers -= 1;
+                return None;
             }
         }
     }
 
-    /// Takes what there is to do: a call that is not an export, or batches.
-    fn take(&self, batches: &mut Vec<(Batch, Option<Instant>)>) -> Option<Job> {
-        let mut state = self.shared.state.lock();
-        let job = state.jobs.pop_front();
-        if job.is_none() && state.dispatch.has_ready_batch() {
-            let deadline = Instant::now().checked_add(self.shared.export_timeout);
-            let bulk = match state.pool.quick {
-                true => BULK,
-                false => 1,
-            };
-            let taken = std::iter::from_fn(|| state.dispatch.next_batch(deadline)).take(bulk);
-            batches.extend(taken.map(|batch| (batch, deadline)));
-        }
-        if job.is_none() && batches.is_empty() {
-            return None;
-        }
-        state.pool.taken += 1;
-        // The call into the exporter may block, so others must get at the rest.
-        let summons = match !state.pool.quick && state.wants_worker() {
-            true => state.pool.summon_another(),
-            false => Summons::Nobody,
-        };
-        drop(state);
-        self.shared.obey(summons);
-        job
-    }
-
-    /// Starts exports and polls each once, and learns whether that is quick.
-    fn start(&mut self, batches: &mut Vec<(Batch, Option<Instant>)>) {
-        let started = Instant::now();
-        let calls = batches.len() as u32;
-        let exporter = self.shared.exporter();
-        for (batch, deadline) in batches.drain(..) {
-            let context = batch.context.with_telemetry_suppressed();
-            // The batch's own copy of the context goes first: when an export is done, none may be left (R9).
-            drop(batch.context);
-            self.running.push(Running {
-                id: batch.id,
-                spans: batch.spans.len() as u64,
-                deadline,
-                export: exporter.clone().export_under(context, batch.spans),
-                alarm: Arc::new(Alarm {
-                    progress: self.shared.progress.clone(),
-                    signal: self.signal.clone(),
-                    rung: AtomicBool::new(true),
-                }),
-            });
-        }
-        drop(exporter);
-        self.poll_rung();
-        self.account(Some(started.elapsed() / calls < QUICK));
-    }
-
-    fn poll(&mut self) {
-        self.poll_rung();
-        if !self.done.is_empty() {
-            self.account(None);
-        }
-    }
-
-    /// Polls the exports that asked for it, and gives up those whose deadline has passed.
-    fn poll_rung(&mut self) {
-        let mut at = 0;
-        while let Some(running) = self.running.get_mut(at) {
-            // Acquire: pairs with `Alarm::wake`.
-            let result = match running.alarm.rung.swap(false, Ordering::Acquire) {
-                true => running.poll(),
-                false => None,
-            };
-            let overdue = || {
-                let deadline = running.deadline;
-                deadline.is_some_and(|deadline| deadline <= Instant::now())
-            };
-            let outcome = match result {
-                Some(Ok(())) => Ok(()),
-                Some(Err(error)) => Err((Outcome::Failed, error)),
-                None if overdue() => {
-                    let error = timed_out(self.shared.export_timeout);
-                    Err((Outcome::TimedOut, error))
-                }
-                None => {
-                    at += 1;
-                    continue;
-                }
-            };
-            let over = self.running.swap_remove(at);
-            drop_quietly(over.export);
-            self.done.push(Done {
-                id: over.id,
-                spans: over.spans,
-                outcome,
-            });
-        }
-    }
-
-    /// Accounts for the exports that are over, and for how quick they were.
-    fn account(&mut self, quick: Option<bool>) {
-        let shared = &self.shared;
-        let mut state = shared.state.lock();
-        state.pool.quick = quick.unwrap_or(state.pool.quick);
-        for done in self.done.drain(..) {
-            let outcome = match done.outcome {
-                Ok(()) => Outcome::Exported,
-                Err((outcome, example)) => {
+    fn account<'a>(
+        self: &'a Arc<Self>,
+        mut state: MutexGuard<'a, State>,
+        polled: Polled,
+    ) -> MutexGuard<'a, State> {
+        let id = polled.id;
+        state.pool.quick = polled.quick;
+        // None if its deadline has passed: then it is accounted for, and only its slot is to be freed.
+        let spans = state.dispatch.in_flight(id);
+        let outcome = match (polled.result, polled.export) {
+            (Poll::Pending, Some(export)) if spans.is_some() => {
+                state.pool.put_back(id, export);
+                return state;
+            }
+            (Poll::Ready(Ok(())), _) => Outcome::Exported,
+            (Poll::Ready(Err(example)), _) => {
+                if let Some(spans) = spans {
                     let notices = &mut state.dispatch.notices;
-                    notices.note(Kind::ExportFailed, done.spans, example);
-                    outcome
+                    notices.note(Kind::ExportFailed, spans, example);
                 }
-            };
-            state.dispatch.complete(done.id, outcome);
-        }
+                Outcome::Failed
+            }
+            (Poll::Pending, export) => {
+                drop(state);
+                drop_quietly(export);
+                state = self.state.lock();
+                Outcome::TimedOut
+            }
+        };
+        state.pool.running.remove(&id);
+        state.dispatch.complete(id, outcome);
+        self.settle(&mut state);
+        state
+    }
+
+    /// What follows when an export is over.
+    fn settle(&self, state: &mut State) {
         state.advance();
         state.finalize();
-        shared.unlock(state);
-        note_progress(&shared.progress);
+        if state.dispatch.must_wake() {
+            self.driver.notify_one();
+        }
+        self.note_progress();
     }
 
-    /// Waits for a signal or a deadline. False if this worker is no longer needed.
-    fn park(&self) -> bool {
-        let mut state = self.shared.state.lock();
-        if state.wants_worker() {
-            return true;
-        }
-        if self.running.is_empty() && state.is_over() {
-            state.pool.workers -= 1;
-            return false;
-        }
-        state.pool.parked.push(self.signal.clone());
-        drop(state);
-
-        let deadline = self.running.iter().filter_map(|running| running.deadline);
-        let rest = match deadline.min() {
-            Some(deadline) => deadline.saturating_duration_since(Instant::now()),
-            None => WORKER_IDLE,
-        };
-        if !self.signal.take() {
-            thread::park_timeout(rest);
-        }
-        let signalled = self.signal.take();
-
-        let mut state = self.shared.state.lock();
-        let before = state.pool.parked.len();
-        state
-            .pool
-            .parked
-            .retain(|signal| !Arc::ptr_eq(signal, &self.signal));
-        // Taken out by somebody else means summoned.
-        let summoned = state.pool.parked.len() == before;
-        let needed = signalled || summoned || !self.running.is_empty() || state.wants_worker();
-        if !needed {
-            state.pool.workers -= 1;
-        }
-        needed
-    }
-}
-
-impl Running {
-    /// `None` while it is pending.
-    fn poll(&mut self) -> Option<Result<(), Example>> {
-        let waker = Waker::from(self.alarm.clone());
-        let export = &mut self.export;
+    /// Polls an export once.
+    fn poll(self: &Arc<Self>, id: u64, mut export: Export) -> Polled {
+        let began = Instant::now();
+        let waker = Waker::from(Arc::new(Alarm {
+            id,
+            shared: Arc::downgrade(self),
+        }));
         let polled = catch_unwind(AssertUnwindSafe(|| {
             export.as_mut().poll(&mut TaskContext::from_waker(&waker))
         }));
-        match polled {
-            Ok(Poll::Pending) => None,
-            Ok(Poll::Ready(Ok(()))) => Some(Ok(())),
-            Ok(Poll::Ready(Err(error))) => Some(Err(Example::Error(error.to_string()))),
-            Err(panic) => Some(Err(Example::Error(format!(
-                "the exporter panicked: {}",
-                panic_message(&*panic)
-            )))),
+        let result = match polled {
+            Ok(Poll::Pending) => Poll::Pending,
+            Ok(Poll::Ready(Ok(()))) => Poll::Ready(Ok(())),
+            Ok(Poll::Ready(Err(error))) => Poll::Ready(Err(Example::Error(error.to_string()))),
+            Err(panic) => {
+                let message = format!("the exporter panicked: {}", panic_message(&*panic));
+                Poll::Ready(Err(Example::Error(message)))
+            }
+        };
+        let export = match result.is_pending() {
+            true => Some(export),
+            false => {
+                drop_quietly(export);
+                None
+            }
+        };
+        Polled {
+            id,
+            result,
+            export,
+            quick: began.elapsed() < QUICK,
         }
     }
 }
 
-/// Drops an export, which runs code of the exporter's and of the user's.
-fn drop_quietly(export: Export) {
-    if catch_unwind(AssertUnwindSafe(|| drop(export))).is_err() {
-        otel_debug!(
-            name: "PerRequestSpanProcessor.PanicInDrop",
-            message = "an export panicked while it was dropped"
-        );
+impl State {
+    fn take_work(&mut self, export_timeout: Duration) -> Option<Work> {
+        let work = self
+            .take_job()
+            .or_else(|| self.pool.take_cancelled())
+            .or_else(|| self.take_garbage())
+            .or_else(|| self.pool.take_woken())
+            .or_else(|| self.take_batch(export_timeout))?;
+        self.pool.taken += 1;
+        Some(work)
+    }
+
+    fn take_job(&mut self) -> Option<Work> {
+        if self.pool.busy_with_job {
+            return None;
+        }
+        let job = self.jobs.pop_front()?;
+        self.pool.busy_with_job = true;
+        Some(Work::Job(job))
+    }
+
+    fn take_garbage(&mut self) -> Option<Work> {
+        self.dispatch.take_garbage().map(Work::Discard)
+    }
+
+    fn take_batch(&mut self, export_timeout: Duration) -> Option<Work> {
+        if !self.dispatch.has_ready_batch() {
+            return None;
+        }
+        let deadline = Instant::now().checked_add(export_timeout);
+        let batch = self.dispatch.next_batch(deadline)?;
+        let running = Running {
+            export: None,
+            woken: false,
+        };
+        self.pool.running.insert(batch.id, running);
+        Some(Work::Start(batch))
+    }
+
+    /// Whether there is something for a worker to do.
+    pub(crate) fn wants_worker(&self) -> bool {
+        (!self.jobs.is_empty() && !self.pool.busy_with_job)
+            || !self.pool.cancelled.is_empty()
+            || self.dispatch.has_garbage()
+            || !self.pool.woken.is_empty()
+            || self.dispatch.has_ready_batch()
+    }
+}
+
+impl Pool {
+    fn take_cancelled(&mut self) -> Option<Work> {
+        let (id, export) = self.cancelled.pop_front()?;
+        Some(Work::Cancel(id, export))
+    }
+
+    fn take_woken(&mut self) -> Option<Work> {
+        while let Some(id) = self.woken.pop_front() {
+            if let Some(running) = self.running.get_mut(&id) {
+                running.woken = false;
+                if let Some(export) = running.export.take() {
+                    return Some(Work::Poll(id, export));
+                }
+            }
+        }
+        None
+    }
+
+    fn put_back(&mut self, id: u64, export: Export) {
+        if let Some(running) = self.running.get_mut(&id) {
+            running.export = Some(export);
+            if running.woken {
+                self.woken.push_back(id);
+            }
+        }
     }
 }
 
@@ -574,16 +607,14 @@ impl Shared {
     /// Calls into the exporter for something that is not an export.
     fn perform(self: &Arc<Self>, job: Job) {
         let exporter = self.exporter();
-        let (waiter, remaining) = match job {
-            Job::Flush(id) | Job::Shutdown(id) => (Some(id), self.remaining(id)),
-            Job::Finalize => (None, LEAST_SHUTDOWN),
-        };
         let result = catch_unwind(AssertUnwindSafe(|| {
             let flushed = exporter.any_force_flush();
             match job {
                 Job::Flush(_) => flushed,
                 // Shut down whatever became of the flush.
-                Job::Shutdown(_) | Job::Finalize => exporter.any_shutdown(remaining).and(flushed),
+                Job::Shutdown(_) | Job::Finalize => {
+                    exporter.any_shutdown(self.remaining(job)).and(flushed)
+                }
             }
         }));
         let result = match result {
@@ -591,25 +622,27 @@ impl Shared {
             Ok(Err(error)) => Err(error.to_string()),
             Err(panic) => Err(format!("it panicked: {}", panic_message(&*panic))),
         };
-        drop(exporter);
-        let answers: Answers = match waiter {
-            Some(id) => self.state.lock().conclude(id, result),
-            None => Vec::new(),
-        };
-        give(answers);
+        drop_quietly(exporter);
+        let mut state = self.state.lock();
+        state.pool.busy_with_job = false;
+        let answers = state.conclude(job, result);
         // The driver ends when the last waiter is gone.
-        self.state.lock().dispatch.asleep = false;
-        self.driver.notify_one();
-        note_progress(&self.progress);
+        self.wake_driver(&mut state);
+        drop(state);
+        self.note_progress();
+        self.give(answers);
     }
 
-    fn remaining(&self, waiter: u64) -> Duration {
+    /// What is left of the deadline of a shutdown, and never nothing.
+    fn remaining(&self, job: Job) -> Duration {
         let state = self.state.lock();
-        state
-            .waiters
-            .get(&waiter)
-            .and_then(|waiter| waiter.deadline)
-            .map_or(Duration::MAX, |deadline| {
+        let waiter = match job {
+            Job::Flush(id) | Job::Shutdown(id) => state.waiters.get(&id),
+            Job::Finalize => None,
+        };
+        let deadline = waiter.and_then(|waiter| waiter.deadline);
+        deadline
+            .map_or(Duration::ZERO, |deadline| {
                 deadline.saturating_duration_since(Instant::now())
             })
             .max(LEAST_SHUTDOWN)

@@ -12,11 +12,17 @@ pub(crate) use without_tokio::OwnRuntime;
 #[cfg(feature = "tokio")]
 mod with_tokio {
     use opentelemetry::Context;
-    use tokio::runtime::{Builder, Runtime};
+    use tokio::runtime::{Builder, Handle, Runtime, RuntimeFlavor};
 
-    /// Empty only while it is being dropped.
+    use crate::runtime::wait::Probe;
+    use crate::sync::{Arc, AtomicBool, Mutex, Ordering};
+
     #[derive(Debug)]
-    pub(crate) struct OwnRuntime(Option<Runtime>);
+    pub(crate) struct OwnRuntime {
+        handle: Handle,
+        /// Empty when it was stopped.
+        runtime: Mutex<Option<Runtime>>,
+    }
 
     impl OwnRuntime {
         pub(crate) fn new() -> std::io::Result<Self> {
@@ -30,22 +36,67 @@ mod with_tokio {
                 })
                 .enable_all()
                 .build()?;
-            Ok(Self(Some(runtime)))
+            Ok(Self {
+                handle: runtime.handle().clone(),
+                runtime: Mutex::new(Some(runtime)),
+            })
         }
 
         /// Runs `f` on this thread, with the runtime entered.
         pub(crate) fn enter<T>(&self, f: impl FnOnce() -> T) -> T {
-            let _entered = self.0.as_ref().map(Runtime::enter);
+            let _entered = self.handle.enter();
             f()
+        }
+
+        /// Ends its threads. What still runs there is dropped.
+        pub(crate) fn stop(&self) {
+            let runtime = self.runtime.lock().take();
+            // This may be an asynchronous context, where waiting for the runtime would panic.
+            if let Some(runtime) = runtime {
+                runtime.shutdown_background();
+            }
+        }
+
+        /// Runs `wait`, which blocks. A worker of a multi-thread runtime first hands its other tasks over: one of them may
+        /// be what the wait is for, and some of them nobody else could take from it.
+        pub(crate) fn block<T>(&self, wait: impl FnOnce() -> T) -> T {
+            match is_worker() {
+                true => tokio::task::block_in_place(wait),
+                false => wait(),
+            }
+        }
+
+        /// Finds out whether the runtime of the calling thread, if it has one, still runs: by an empty task. That comes
+        /// from one of our threads, because what a thread of the caller's runtime spawns may wait for that very thread.
+        pub(crate) fn probe(&self) -> Probe {
+            let Ok(callers) = Handle::try_current() else {
+                return Probe::none();
+            };
+            let ran = Arc::new(AtomicBool::new(false));
+            let noted = ran.clone();
+            self.handle.spawn(async move {
+                let _ = callers.spawn(async {}).await;
+                // Nothing is written that a reader of this would need.
+                noted.store(true, Ordering::Relaxed);
+            });
+            Probe::new(ran)
         }
     }
 
+    /// Whether this thread is a worker of somebody's multi-thread runtime, as far as its name tells. `block_in_place`
+    /// panics on some threads that are not, such as one that runs a `LocalSet`, and only the name tells them apart.
+    fn is_worker() -> bool {
+        let multi_thread = Handle::try_current()
+            .is_ok_and(|callers| callers.runtime_flavor() == RuntimeFlavor::MultiThread);
+        multi_thread && std::thread::current().name() == Some(TOKIO_WORKER)
+    }
+
+    /// Tokio's default name for its workers.
+    const TOKIO_WORKER: &str = "tokio-rt-worker";
+
     impl Drop for OwnRuntime {
         fn drop(&mut self) {
-            // The last handle may be dropped inside an asynchronous context, where waiting for the runtime would panic.
-            if let Some(runtime) = self.0.take() {
-                runtime.shutdown_background();
-            }
+            self.stop();
         }
     }
 }
@@ -63,6 +114,16 @@ mod without_tokio {
 
         pub(crate) fn enter<T>(&self, f: impl FnOnce() -> T) -> T {
             f()
+        }
+
+        pub(crate) fn block<T>(&self, wait: impl FnOnce() -> T) -> T {
+            wait()
+        }
+
+        pub(crate) fn stop(&self) {}
+
+        pub(crate) fn probe(&self) -> crate::runtime::wait::Probe {
+            crate::runtime::wait::Probe::none()
         }
     }
 }

@@ -3,7 +3,8 @@
 //! A thread that waits cannot drive anything else. That is a deadlock in two places: inside an export, which would wait
 //! for itself, and on the only thread of a runtime that the exporter needs (a gRPC channel that was built in a
 //! current-thread runtime, for one). The first is known beforehand. The second is found out: a probe task tells whether
-//! the caller's runtime still runs, and if it does not while no export makes progress, the wait ends early.
+//! the caller's runtime still runs, and if it does not while no export makes progress, the wait ends early. A worker of a
+//! multi-thread runtime hands over its other tasks before it waits.
 
 use std::cell::Cell;
 use std::sync::mpsc;
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Deadlock, FlushError};
 use crate::runtime::{Answer, Shared};
-use crate::sync::Arc;
+use crate::sync::{Arc, AtomicBool, Ordering};
 
 /// How long a wait on a blocked runtime goes on while no export makes progress.
 const STALL: Duration = Duration::from_secs(1);
@@ -41,17 +42,22 @@ impl Shared {
         let (answer, answered) = mpsc::channel();
         start(
             self,
-            Box::new(move |result| {
-                // Nobody listens any more if the wait ended early.
-                let _ = answer.send(result);
-            }),
+            // Nobody listens any more if the wait ended early.
+            Box::new(move |result| answer.send(result).is_ok()),
         );
         if is_own_thread() {
             return answered
                 .try_recv()
                 .unwrap_or(Err(FlushError::WouldDeadlock(Deadlock::InsideExport)));
         }
-        let probe = Probe::start();
+        self.runtime.block(|| self.listen(&answered))
+    }
+
+    fn listen(&self, answered: &mpsc::Receiver<Result<(), FlushError>>) -> Result<(), FlushError> {
+        let probe = match self.independent {
+            true => Probe::none(),
+            false => self.runtime.probe(),
+        };
         let mut watch = Watch::new(self.progress());
         loop {
             match answered.recv_timeout(LOOK) {
@@ -90,36 +96,25 @@ impl Watch {
     }
 }
 
-/// A task in the runtime of the calling thread, if there is one.
-#[cfg(feature = "tokio")]
-struct Probe(Option<tokio::task::JoinHandle<()>>);
+/// Tells whether the runtime of the thread that it was made on still runs.
+pub(crate) struct Probe(Option<Arc<AtomicBool>>);
 
-#[cfg(feature = "tokio")]
 impl Probe {
-    fn start() -> Self {
-        Self(
-            tokio::runtime::Handle::try_current()
-                .ok()
-                .map(|runtime| runtime.spawn(async {})),
-        )
+    /// For a thread without a runtime: there is none that could be blocked.
+    pub(crate) fn none() -> Self {
+        Self(None)
     }
 
-    /// Whether the caller has a runtime and that runtime does not run.
-    fn is_blocked(&self) -> bool {
-        self.0.as_ref().is_some_and(|task| !task.is_finished())
-    }
-}
-
-#[cfg(not(feature = "tokio"))]
-struct Probe;
-
-#[cfg(not(feature = "tokio"))]
-impl Probe {
-    fn start() -> Self {
-        Self
+    /// One that sees the caller's runtime run when `ran` is set.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn new(ran: Arc<AtomicBool>) -> Self {
+        Self(Some(ran))
     }
 
     fn is_blocked(&self) -> bool {
-        false
+        // Nothing else is read on the strength of this.
+        self.0
+            .as_ref()
+            .is_some_and(|ran| !ran.load(Ordering::Relaxed))
     }
 }

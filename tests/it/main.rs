@@ -1,0 +1,25 @@
+//! What the crates of this workspace promise, asked from the outside: one module per feature.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "the helpers of tests are tests too"
+)]
+
+mod support;
+
+mod accounting;
+mod batches;
+mod bounds;
+mod contexts;
+mod eviction;
+mod flush;
+mod matrix;
+mod metrics;
+mod promises;
+mod reentrancy;
+mod release;
+mod roots;
+mod same_trace;
+mod settings;
+mod shutdown;
+mod waiting;
