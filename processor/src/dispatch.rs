@@ -131,6 +131,13 @@ impl Losses {
         self.failed += other.failed;
         self.dropped += other.dropped;
     }
+
+    fn minus(self, other: Losses) -> Losses {
+        Losses {
+            failed: self.failed.saturating_sub(other.failed),
+            dropped: self.dropped.saturating_sub(other.dropped),
+        }
+    }
 }
 
 /// What a flush has to tell, and what no later one needs to tell again once it was heard.
@@ -574,10 +581,7 @@ impl Dispatch {
                     failed: self.stats.failed,
                     dropped: self.stats.dropped.total(),
                 };
-                let losses = Losses {
-                    failed: total.failed - flush.reported.failed,
-                    dropped: total.dropped - flush.reported.dropped,
-                };
+                let losses = total.minus(flush.reported);
                 let covers = Covers::UpTo(total);
                 Report { losses, covers }
             }
@@ -588,7 +592,7 @@ impl Dispatch {
         }
     }
 
-    /// A report was heard.
+    /// A report is about to be told. The next flush must not tell it again, even if it begins at once.
     pub(crate) fn mark_reported(&mut self, report: &Report) {
         match report.covers {
             Covers::Nothing => {}
@@ -598,15 +602,29 @@ impl Dispatch {
             }
             Covers::Trace(trace) => {
                 if let Some(lost) = self.lost_traces.pop(&trace) {
-                    let rest = Losses {
-                        failed: lost.failed.saturating_sub(report.losses.failed),
-                        dropped: lost.dropped.saturating_sub(report.losses.dropped),
-                    };
+                    let rest = lost.minus(report.losses);
                     if rest != Losses::default() {
                         self.lost_traces.put(trace, rest);
                     }
                 }
             }
+        }
+    }
+
+    /// Nobody heard the report: it is left for the next flush.
+    pub(crate) fn unmark_reported(&mut self, report: &Report) {
+        match report.covers {
+            _ if report.losses == Losses::default() => {}
+            Covers::Nothing => {}
+            Covers::UpTo(total) => {
+                let before = total.minus(report.losses);
+                self.reported.failed = self.reported.failed.min(before.failed);
+                self.reported.dropped = self.reported.dropped.min(before.dropped);
+            }
+            Covers::Trace(trace) => self
+                .lost_traces
+                .get_or_insert_mut(trace, Losses::default)
+                .add(report.losses),
         }
     }
 

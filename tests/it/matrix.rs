@@ -15,6 +15,7 @@ use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
 use opentelemetry_otlp::{
     SpanExporter, WithExportConfig as _, WithHttpConfig as _, WithTonicConfig as _,
 };
+use opentelemetry_otlp_direct::{DirectExporter, DirectExporterBuilder, ExportToken, TokenClient};
 use opentelemetry_per_request::{Builder, Config, PerRequestSpanProcessor};
 use opentelemetry_sdk::trace::SdkTracerProvider;
 
@@ -37,7 +38,11 @@ enum Row {
     Hyper,
     /// Built in the caller's runtime, or, if it has none, in one that outlives the cell.
     Grpc,
-    /// Each of them, built by `PerRequestSpanProcessor::builder_with`.
+    /// `DirectExporter` with its own client.
+    Direct,
+    /// `DirectExporter` with a client of the user's, which runs where it is called.
+    DirectReqwest,
+    /// Each of `opentelemetry-otlp`'s, built by `PerRequestSpanProcessor::builder_with`.
     ReqwestBlockingWithin,
     ReqwestWithin,
     HyperWithin,
@@ -45,11 +50,13 @@ enum Row {
 }
 
 impl Row {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 10] = [
         Self::ReqwestBlocking,
         Self::Reqwest,
         Self::Hyper,
         Self::Grpc,
+        Self::Direct,
+        Self::DirectReqwest,
         Self::ReqwestBlockingWithin,
         Self::ReqwestWithin,
         Self::HyperWithin,
@@ -92,6 +99,12 @@ impl Row {
                 };
                 PerRequestSpanProcessor::builder(grpc(&endpoint, tenants).unwrap())
             }
+            Row::Direct => PerRequestSpanProcessor::builder(direct(&endpoint).build().unwrap()),
+            Row::DirectReqwest => {
+                let client = TokenClient::new(reqwest::Client::new());
+                let exporter = direct(&endpoint).with_http_client(client).build();
+                PerRequestSpanProcessor::builder(exporter.unwrap())
+            }
             Row::ReqwestBlockingWithin => {
                 PerRequestSpanProcessor::builder_with(move || http(&endpoint, blocking())).unwrap()
             }
@@ -117,6 +130,13 @@ fn http(endpoint: &str, client: impl HttpClient + 'static) -> std::io::Result<Sp
         .with_endpoint(format!("{endpoint}/v1/traces"))
         .build()
         .map_err(std::io::Error::other)
+}
+
+/// It takes its credential from the token in the context.
+fn direct(endpoint: &str) -> DirectExporterBuilder {
+    DirectExporter::builder()
+        .with_env_lookup(|_| None)
+        .with_endpoint(endpoint)
 }
 
 fn grpc(endpoint: &str, tenants: &Tenants) -> std::io::Result<SpanExporter> {
@@ -153,6 +173,11 @@ impl<C: HttpClient> HttpClient for TenantClient<C> {
 fn long_living_runtime() -> &'static tokio::runtime::Runtime {
     static RUNTIME: std::sync::OnceLock<tokio::runtime::Runtime> = std::sync::OnceLock::new();
     RUNTIME.get_or_init(|| multi_thread(1))
+}
+
+/// The same tenant, for those who look for one and for those who look for a token.
+fn credentials() -> Context {
+    ExportToken::new("42").unwrap().attach_to(&tenant(42))
 }
 
 // ===== callers =====
@@ -248,8 +273,7 @@ impl fmt::Display for Outcome {
 
 /// What must come out: everything arrives, but where a call blocks the only thread of the runtime that its exporter needs.
 fn expected(row: Row, caller: Caller, way: WayOut) -> Outcome {
-    let only_thread = matches!(caller, Caller::CurrentThread | Caller::MultiThread1);
-    match row == Row::Grpc && only_thread && way.blocks() {
+    match row == Row::Grpc && caller == Caller::CurrentThread && way.blocks() {
         true => Outcome::FailedFast,
         false => Outcome::Arrived,
     }
@@ -329,8 +353,8 @@ fn run(row: Row, caller: Caller, way: WayOut) -> Outcome {
 
 fn make_spans(provider: &SdkTracerProvider) {
     let tracer = provider.tracer("matrix");
-    let root = tracer.start_with_context("root", &tenant(42));
-    let root = tenant(42).with_span(root);
+    let root = tracer.start_with_context("root", &credentials());
+    let root = credentials().with_span(root);
     for name in &SPANS[..2] {
         let child = tracer.start_with_context(*name, &root);
         drop(Context::new().with_span(child));
@@ -421,6 +445,8 @@ rows! {
     otlp_with_reqwest_works_everywhere: Row::Reqwest;
     otlp_with_hyper_works_everywhere: Row::Hyper;
     otlp_with_grpc_works_where_its_runtime_can_run_and_fails_fast_elsewhere: Row::Grpc;
+    direct_exporter_works_everywhere: Row::Direct;
+    direct_exporter_with_a_client_of_the_users_works_everywhere: Row::DirectReqwest;
     otlp_with_blocking_reqwest_built_within_works_everywhere: Row::ReqwestBlockingWithin;
     otlp_with_reqwest_built_within_works_everywhere: Row::ReqwestWithin;
     otlp_with_hyper_built_within_works_everywhere: Row::HyperWithin;

@@ -89,7 +89,7 @@ enum WaiterKind {
 pub(crate) type Answer = Box<dyn FnOnce(Result<(), FlushError>) -> bool + Send>;
 
 /// Answers that are to be given once the lock is released, and the losses that they report.
-type Answers = Vec<(Answer, Result<(), FlushError>, Option<Report>)>;
+type Answers = Vec<(Answer, Result<(), FlushError>, Report)>;
 
 impl Shared {
     pub(crate) fn start(
@@ -230,8 +230,8 @@ impl Shared {
         for (answer, result, report) in answers {
             // It wakes somebody, with a waker that is not ours.
             let heard = catch_unwind(AssertUnwindSafe(|| answer(result))).unwrap_or(false);
-            if let (true, Some(report)) = (heard, report) {
-                self.state.lock().dispatch.mark_reported(&report);
+            if !heard {
+                self.state.lock().dispatch.unmark_reported(&report);
             }
         }
     }
@@ -331,7 +331,8 @@ impl State {
                     Ok(()) => Ok(()),
                     Err(message) => Err(FlushError::Exporter(message.clone())),
                 };
-                answers.push((waiter.answer, result, Some(waiter.report)));
+                self.dispatch.mark_reported(&waiter.report);
+                answers.push((waiter.answer, result, waiter.report));
             }
         }
         answers
@@ -355,7 +356,7 @@ impl State {
                     self.dispatch.abandon();
                 }
                 let error = FlushError::Timeout(waiter.timeout);
-                answers.push((waiter.answer, Err(error), None));
+                answers.push((waiter.answer, Err(error), Report::default()));
             }
         }
         answers

@@ -182,19 +182,26 @@ impl State {
         notices
     }
 
-    /// Takes back exports whose deadline has passed, for a worker to drop. One that is being polled cannot be taken back.
-    /// All are accounted for now, and keep their slots until the exporter has let go of them.
+    /// Takes back exports whose deadline has passed, for a worker to drop: they are accounted for when nothing is left of
+    /// them. One that is being polled cannot be taken back. It is accounted for now, and keeps its slot until the exporter
+    /// returns.
     fn cancel_overdue(&mut self, now: Instant, timeout: Duration) {
         for (id, spans) in self.dispatch.overdue(now) {
+            let Some(running) = self.pool.running.get_mut(&id) else {
+                // Taken back before.
+                continue;
+            };
+            match running.export.take() {
+                Some(export) => {
+                    self.pool.running.remove(&id);
+                    self.pool.cancelled.push_back((id, export));
+                }
+                None => self.dispatch.give_up(id),
+            }
             let example = Example::Error(format!("timed out after {timeout:?}"));
             self.dispatch
                 .notices
                 .note(Kind::ExportFailed, spans, example);
-            self.dispatch.give_up(id);
-            let running = self.pool.running.get_mut(&id);
-            if let Some(export) = running.and_then(|running| running.export.take()) {
-                self.pool.cancelled.push_back((id, export));
-            }
         }
     }
 }
@@ -373,7 +380,7 @@ enum Work {
 struct Polled {
     id: u64,
     result: Poll<Result<(), Example>>,
-    /// There while it is pending.
+    /// There while it is pending, and not given up.
     export: Option<Export>,
     quick: bool,
 }
@@ -388,7 +395,7 @@ fn work(shared: &Arc<Shared>) {
                 drop_quietly(export);
                 polled = Some(Polled {
                     id,
-                    result: Poll::Ready(Ok(())),
+                    result: Poll::Pending,
                     export: None,
                     quick: false,
                 });
