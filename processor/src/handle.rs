@@ -92,7 +92,7 @@ impl Handle {
     /// Takes no more spans, flushes within the deadline, and shuts the exporter down.
     ///
     /// The provider's own `shutdown` does the same and blocks; this is the way for a place that must not block. A second
-    /// call, and the provider's shutdown after it, do nothing and succeed. When the deadline passes, spans that still
+    /// call, such as the provider's shutdown after it, waits for the first one and does nothing else. When the deadline passes, spans that still
     /// wait for an export are dropped and counted as
     /// [`ShutdownTimeout`](crate::DropReason::ShutdownTimeout); exports in flight may end by themselves, and the exporter
     /// is shut down after them.

@@ -41,8 +41,8 @@
 //! - **Late spans too.** When more than `max_traces` are open, the least recently used is forgotten; a span of it that
 //!   ends later is exported under the [fallback context](Builder::with_fallback_context), and marked.
 //! - **Nothing outlives its request.** When the last span of a request has ended, its context leaves with the last batch.
-//! - **It can account for each span**, at every moment: see [`Stats`]. Whatever is lost has a reason, a counter and a
-//!   warning.
+//! - **It can account for each span**, at every moment: see [`Stats`]. Whatever is lost has a reason and a counter, and
+//!   while the processor runs, a warning.
 //! - **A flush tells the truth**: see [`Handle::flush`].
 //! - **Everything is bounded**: traces, spans, concurrent exports and the time of each, by [`Config`].
 //!

@@ -101,14 +101,18 @@ pub(crate) fn test(only: &[&str]) -> Outcome {
 pub(crate) fn bench(options: &[&str]) -> Outcome {
     match options {
         [] => cargo(&["bench", "--package", "benches"]),
-        ["--json"] => cargo(&[
-            "run",
-            "--release",
-            "--package",
-            "benches",
-            "--bin",
-            "report",
-        ]),
+        ["--json"] => {
+            // The report starts another program of the package, so that has to be there, too.
+            cargo(&["build", "--release", "--package", "benches", "--bins"])?;
+            cargo(&[
+                "run",
+                "--release",
+                "--package",
+                "benches",
+                "--bin",
+                "report",
+            ])
+        }
         _ => Err("usage: cargo xtask bench [--json]".to_owned()),
     }
 }

@@ -175,7 +175,7 @@ impl Shared {
         self.begin(WaiterKind::Flush, scope, timeout, answer);
     }
 
-    /// Takes no more spans, flushes, and shuts the exporter down. A second call is answered at once.
+    /// Takes no more spans, flushes, and shuts the exporter down. A second call is answered when the first one is done.
     pub(crate) fn shutdown(self: &Arc<Self>, timeout: Duration, answer: Answer) {
         self.begin(WaiterKind::Shutdown, Scope::All, timeout, answer);
     }
