@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::num::NonZeroUsize;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use lru::LruCache;
 use opentelemetry::trace::{SpanId, TraceId};
@@ -54,8 +54,8 @@ pub(crate) struct Dispatch {
     finished: Vec<(u64, Report)>,
     /// Losses that a flush of everything has reported already.
     reported: Losses,
-    /// Losses that no flush of their trace has reported yet.
-    lost_traces: LruCache<TraceId, Losses, IdHash>,
+    /// The traces that had losses last.
+    lost_traces: LruCache<TraceId, LostTrace, IdHash>,
     pub(crate) notices: Notices,
     garbage: Garbage,
     closed: bool,
@@ -91,6 +91,14 @@ struct InFlight {
     deadline: Option<Instant>,
 }
 
+/// An export whose deadline has passed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Overdue {
+    pub(crate) id: u64,
+    pub(crate) spans: u64,
+    pub(crate) by: Duration,
+}
+
 /// What became of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
@@ -113,10 +121,8 @@ struct Flush {
     id: u64,
     scope: Scope,
     remaining: usize,
-    /// For a flush of everything, what was reported before it began.
+    /// What had been reported of its scope before it began.
     reported: Losses,
-    /// For a flush of a trace, what it has to report so far.
-    losses: Losses,
 }
 
 /// Spans that did not arrive.
@@ -140,20 +146,19 @@ impl Losses {
     }
 }
 
-/// What a flush has to tell, and what no later one needs to tell again once it was heard.
+/// What a flush has to tell, and what no later one needs to tell again once somebody has heard it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Report {
     pub(crate) losses: Losses,
-    covers: Covers,
+    /// Whose losses, and up to which numbers. None if there is nothing to remember.
+    covers: Option<(Scope, Losses)>,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Covers {
-    #[default]
-    Nothing,
-    /// Everything up to these numbers.
-    UpTo(Losses),
-    Trace(TraceId),
+/// The losses of one trace.
+#[derive(Clone, Copy, Debug, Default)]
+struct LostTrace {
+    total: Losses,
+    reported: Losses,
 }
 
 /// What must be dropped after the lock is released: dropping a context can run code of the user's, and end spans (R3).
@@ -463,13 +468,14 @@ impl Dispatch {
         }
     }
 
-    /// Exports whose deadline has passed, and how many spans they hold.
-    pub(crate) fn overdue(&self, now: Instant) -> Vec<(u64, u64)> {
-        self.in_flight
-            .iter()
-            .filter(|(_, flight)| flight.deadline.is_some_and(|deadline| deadline <= now))
-            .map(|(id, flight)| (*id, flight.spans))
-            .collect()
+    /// Exports whose deadline has passed and that are not accounted for.
+    pub(crate) fn overdue(&self, now: Instant) -> Vec<Overdue> {
+        let overdue = |(id, flight): (&u64, &InFlight)| {
+            let by = now.checked_duration_since(flight.deadline?)?;
+            let (id, spans) = (*id, flight.spans);
+            Some(Overdue { id, spans, by })
+        };
+        self.in_flight.iter().filter_map(overdue).collect()
     }
 
     /// Accounts for an export that has timed out although the exporter still holds on to it. It keeps its slot until it
@@ -545,10 +551,9 @@ impl Dispatch {
             id,
             scope,
             remaining,
-            reported: self.reported,
-            losses: match scope {
-                Scope::All => Losses::default(),
-                Scope::Trace(trace) => self.lost_traces.peek(&trace).copied().unwrap_or_default(),
+            reported: match scope {
+                Scope::All => self.reported,
+                Scope::Trace(trace) => self.lost_trace(trace).reported,
             },
         });
         self.finish_flushes();
@@ -575,57 +580,37 @@ impl Dispatch {
 
     /// What a flush has to report: everything lost since the last flush of its scope that was heard.
     fn report_of(&self, flush: &Flush) -> Report {
-        match flush.scope {
-            Scope::All => {
-                let total = Losses {
-                    failed: self.stats.failed,
-                    dropped: self.stats.dropped.total(),
-                };
-                let losses = total.minus(flush.reported);
-                let covers = Covers::UpTo(total);
-                Report { losses, covers }
-            }
-            Scope::Trace(trace) => Report {
-                losses: flush.losses,
-                covers: Covers::Trace(trace),
+        let total = match flush.scope {
+            Scope::All => Losses {
+                failed: self.stats.failed,
+                dropped: self.stats.dropped.total(),
             },
+            Scope::Trace(trace) => self.lost_trace(trace).total,
+        };
+        Report {
+            losses: total.minus(flush.reported),
+            covers: Some((flush.scope, total)),
         }
     }
 
-    /// A report is about to be told. The next flush must not tell it again, even if it begins at once.
+    /// Somebody has heard a report.
     pub(crate) fn mark_reported(&mut self, report: &Report) {
-        match report.covers {
-            Covers::Nothing => {}
-            Covers::UpTo(total) => {
-                self.reported.failed = self.reported.failed.max(total.failed);
-                self.reported.dropped = self.reported.dropped.max(total.dropped);
-            }
-            Covers::Trace(trace) => {
-                if let Some(lost) = self.lost_traces.pop(&trace) {
-                    let rest = lost.minus(report.losses);
-                    if rest != Losses::default() {
-                        self.lost_traces.put(trace, rest);
-                    }
-                }
-            }
-        }
+        let Some((scope, total)) = report.covers else {
+            return;
+        };
+        let reported = match scope {
+            Scope::All => &mut self.reported,
+            Scope::Trace(trace) => match self.lost_traces.get_mut(&trace) {
+                Some(lost) => &mut lost.reported,
+                None => return,
+            },
+        };
+        reported.failed = reported.failed.max(total.failed);
+        reported.dropped = reported.dropped.max(total.dropped);
     }
 
-    /// Nobody heard the report: it is left for the next flush.
-    pub(crate) fn unmark_reported(&mut self, report: &Report) {
-        match report.covers {
-            _ if report.losses == Losses::default() => {}
-            Covers::Nothing => {}
-            Covers::UpTo(total) => {
-                let before = total.minus(report.losses);
-                self.reported.failed = self.reported.failed.min(before.failed);
-                self.reported.dropped = self.reported.dropped.min(before.dropped);
-            }
-            Covers::Trace(trace) => self
-                .lost_traces
-                .get_or_insert_mut(trace, Losses::default)
-                .add(report.losses),
-        }
+    fn lost_trace(&self, trace: TraceId) -> LostTrace {
+        self.lost_traces.peek(&trace).copied().unwrap_or_default()
     }
 
     /// Gives up a flush whose caller no longer waits.
@@ -640,13 +625,10 @@ impl Dispatch {
     }
 
     fn note_loss(&mut self, trace: TraceId, loss: Losses) {
-        let lost = self.lost_traces.get_or_insert_mut(trace, Losses::default);
-        lost.add(loss);
-        for flush in &mut self.flushes {
-            if flush.scope == Scope::Trace(trace) {
-                flush.losses.add(loss);
-            }
-        }
+        self.lost_traces
+            .get_or_insert_mut(trace, LostTrace::default)
+            .total
+            .add(loss);
     }
 
     fn note_losses(&mut self, origin: &Origin, spans: u64, outcome: Outcome) {
@@ -715,10 +697,20 @@ impl Dispatch {
         !self.garbage.contexts.is_empty() || !self.garbage.batches.is_empty()
     }
 
-    /// What is to be dropped, by whoever releases the lock next.
+    /// The contexts that are to be dropped, by whoever releases the lock.
+    pub(crate) fn take_contexts(&mut self) -> Vec<Context> {
+        std::mem::take(&mut self.garbage.contexts)
+    }
+
+    /// All that is to be dropped, by a worker.
     pub(crate) fn take_garbage(&mut self) -> Option<Garbage> {
         self.has_garbage()
             .then(|| std::mem::take(&mut self.garbage))
+    }
+
+    /// Whether no batch waits for the exporter or is with it.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.stats.waiting + self.stats.in_flight == 0
     }
 
     /// How many queues are to be taken, at most.

@@ -251,8 +251,8 @@ impl Pair {
             }
             Action::Expire => {
                 let later = Instant::now() + Duration::from_secs(60);
-                for (id, _) in self.dispatch.overdue(later) {
-                    self.dispatch.give_up(id);
+                for overdue in self.dispatch.overdue(later) {
+                    self.dispatch.give_up(overdue.id);
                 }
             }
             Action::FlushAll => {

@@ -8,7 +8,7 @@ use opentelemetry::trace::TraceId;
 
 use crate::dispatch::Scope;
 use crate::error::FlushError;
-use crate::runtime::{Answer, Shared};
+use crate::runtime::{Answer, Shared, Told};
 use crate::stats::Stats;
 use crate::sync::Arc;
 
@@ -130,22 +130,31 @@ impl Handle {
 
     /// Starts something now, that is answered later.
     fn start(&self, start: impl FnOnce(&Arc<Shared>, Answer)) -> Option<Answered> {
-        let shared = self.shared.as_ref()?;
-        let (answer, answered) = oneshot::channel();
+        let shared = self.shared.clone()?;
+        let (answer, told) = oneshot::channel();
         start(
-            shared,
-            // Nobody listens any more if the future was dropped.
-            Box::new(move |result| answer.send(result).is_ok()),
+            &shared,
+            Box::new(move |message| {
+                // Nobody listens any more if the future was dropped.
+                let _ = answer.send(message);
+            }),
         );
-        Some(answered)
+        Some(Answered { shared, told })
     }
 }
 
-type Answered = oneshot::Receiver<Result<(), FlushError>>;
+struct Answered {
+    shared: Arc<Shared>,
+    told: oneshot::Receiver<Told>,
+}
 
+/// Ends with the result. Only then it counts as heard: a future that is dropped before has told nobody.
 async fn outcome(answered: Option<Answered>) -> Result<(), FlushError> {
     match answered {
         None => Ok(()),
-        Some(answered) => answered.await.unwrap_or(Err(FlushError::AlreadyShutdown)),
+        Some(Answered { shared, told }) => match told.await {
+            Ok(told) => shared.hear(told),
+            Err(oneshot::Canceled) => Err(FlushError::AlreadyShutdown),
+        },
     }
 }

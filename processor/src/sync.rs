@@ -3,10 +3,8 @@
 //! A panic in somebody's exporter or callback must never turn into a second panic in the host (R14), so a poisoned
 //! lock is taken as it is. That is sound here: nothing that can panic runs while one of our locks is held (R3).
 
-#[cfg(feature = "metrics")]
-pub(crate) use std::sync::Weak;
 pub(crate) use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-pub(crate) use std::sync::{Arc, MutexGuard};
+pub(crate) use std::sync::{Arc, MutexGuard, Weak};
 
 use std::sync::PoisonError;
 use std::time::Duration;

@@ -32,7 +32,10 @@ fn storm(world: &World) {
         let stop = StopOnDrop(&done);
         let workers: Vec<_> = (0..THREADS)
             .map(|thread| {
+                let checks = &checks;
                 scope.spawn(move || {
+                    // The one who checks has begun.
+                    wait_until("a check", || checks.load(Ordering::Relaxed) > 0);
                     for n in 0..REQUESTS {
                         let root = world.start("root", &tenant(thread));
                         let late = world.start("late", &root);

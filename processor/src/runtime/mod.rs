@@ -9,7 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use opentelemetry::Context;
-use opentelemetry::{otel_debug, otel_warn};
+use opentelemetry::otel_warn;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::SpanData;
 
@@ -64,10 +64,8 @@ pub(crate) struct State {
 enum Job {
     /// Call the exporter's `force_flush`, for this flush.
     Flush(u64),
-    /// Call the exporter's `force_flush` and then its `shutdown`, for this flush.
-    Shutdown(u64),
-    /// Call the exporter's `shutdown`; nobody waits any more.
-    Finalize,
+    /// Call the exporter's `force_flush` and then its `shutdown`.
+    Shutdown,
 }
 
 /// Somebody who waits for a flush.
@@ -85,11 +83,32 @@ enum WaiterKind {
     Shutdown,
 }
 
-/// How a waiter is told. Called once, never under the lock. Says whether anybody listened.
-pub(crate) type Answer = Box<dyn FnOnce(Result<(), FlushError>) -> bool + Send>;
+/// What a waiter is told.
+#[derive(Debug)]
+pub(crate) struct Told {
+    result: Result<(), FlushError>,
+    report: Report,
+}
 
-/// Answers that are to be given once the lock is released, and the losses that they report.
-type Answers = Vec<(Answer, Result<(), FlushError>, Report)>;
+/// How a waiter is told. Called once, never under the lock.
+pub(crate) type Answer = Box<dyn FnOnce(Told) + Send>;
+
+/// Answers that are to be given once the lock is released.
+type Answers = Vec<(Answer, Told)>;
+
+impl Told {
+    fn now(result: Result<(), FlushError>) -> Self {
+        let report = Report::default();
+        Self { result, report }
+    }
+}
+
+fn give(answers: Answers) {
+    for (answer, told) in answers {
+        // It wakes somebody, with a waker that is not ours.
+        let _ = catch_unwind(AssertUnwindSafe(|| answer(told)));
+    }
+}
 
 impl Shared {
     pub(crate) fn start(
@@ -157,14 +176,14 @@ impl Shared {
 
     /// Releases the lock, wakes the driver if it sleeps while there is work, and drops what is left over.
     fn unlock(&self, mut state: MutexGuard<'_, State>) {
-        let garbage = state.dispatch.take_garbage();
+        let contexts = state.dispatch.take_contexts();
         let wake = state.dispatch.must_wake();
         drop(state);
         if wake {
             self.driver.notify_one();
         }
-        if let Some(garbage) = garbage {
-            drop_quietly(garbage);
+        if !contexts.is_empty() {
+            drop_quietly(contexts);
         }
     }
 
@@ -185,12 +204,12 @@ impl Shared {
         let id = match (kind, state.dispatch.is_closed()) {
             (WaiterKind::Flush, true) => {
                 drop(state);
-                answer(Err(FlushError::AlreadyShutdown));
+                answer(Told::now(Err(FlushError::AlreadyShutdown)));
                 return;
             }
             (_, true) if state.shut_down => {
                 drop(state);
-                answer(Ok(()));
+                answer(Told::now(Ok(())));
                 return;
             }
             // A shutdown is under way: this one waits for its end.
@@ -225,15 +244,10 @@ impl Shared {
         self.driver.notify_one();
     }
 
-    /// Gives answers. What nobody heard is left for the next flush to report.
-    fn give(&self, answers: Answers) {
-        for (answer, result, report) in answers {
-            // It wakes somebody, with a waker that is not ours.
-            let heard = catch_unwind(AssertUnwindSafe(|| answer(result))).unwrap_or(false);
-            if !heard {
-                self.state.lock().dispatch.unmark_reported(&report);
-            }
-        }
+    /// The end of a wait: its caller hears the result, so no later flush needs to report the same losses.
+    pub(crate) fn hear(&self, told: Told) -> Result<(), FlushError> {
+        self.state.lock().dispatch.mark_reported(&told.report);
+        told.result
     }
 
     /// The deadline of a flush for which none was given.
@@ -305,7 +319,7 @@ impl State {
                 WaiterKind::Flush => Job::Flush(id),
                 WaiterKind::Shutdown => {
                     self.finalized = true;
-                    Job::Shutdown(id)
+                    Job::Shutdown
                 }
             };
             self.jobs.push_back(job);
@@ -316,7 +330,7 @@ impl State {
     fn conclude(&mut self, job: Job, exporter: Result<(), String>) -> Answers {
         let concluded: Vec<u64> = match job {
             Job::Flush(id) => vec![id],
-            Job::Shutdown(_) | Job::Finalize => {
+            Job::Shutdown => {
                 self.shut_down = true;
                 // Nobody else waits once the dispatch is closed and drained.
                 self.waiters.keys().copied().collect()
@@ -331,8 +345,8 @@ impl State {
                     Ok(()) => Ok(()),
                     Err(message) => Err(FlushError::Exporter(message.clone())),
                 };
-                self.dispatch.mark_reported(&waiter.report);
-                answers.push((waiter.answer, result, waiter.report));
+                let report = waiter.report;
+                answers.push((waiter.answer, Told { result, report }));
             }
         }
         answers
@@ -352,14 +366,23 @@ impl State {
             self.dispatch.cancel_flush(id);
             self.jobs.retain(|job| *job != Job::Flush(id));
             if let Some(waiter) = self.waiters.remove(&id) {
-                if waiter.kind == WaiterKind::Shutdown {
+                let error = FlushError::Timeout(waiter.timeout);
+                answers.push((waiter.answer, Told::now(Err(error))));
+                // Another call may have given it more time.
+                if waiter.kind == WaiterKind::Shutdown && self.shutdown_deadlines().count() == 0 {
                     self.dispatch.abandon();
                 }
-                let error = FlushError::Timeout(waiter.timeout);
-                answers.push((waiter.answer, Err(error), Report::default()));
             }
         }
         answers
+    }
+
+    /// Of those who wait for the shutdown.
+    fn shutdown_deadlines(&self) -> impl Iterator<Item = Option<Instant>> {
+        let waiters = self.waiters.values();
+        waiters
+            .filter(|waiter| waiter.kind == WaiterKind::Shutdown)
+            .map(|waiter| waiter.deadline)
     }
 
     /// Schedules the exporter's `shutdown` if the flush that should have led there was given up.
@@ -367,7 +390,7 @@ impl State {
         let given_up = self.dispatch.is_closed() && !self.dispatch.has_flushes();
         if given_up && self.dispatch.is_drained() && !self.finalized {
             self.finalized = true;
-            self.jobs.push_back(Job::Finalize);
+            self.jobs.push_back(Job::Shutdown);
         }
     }
 
@@ -387,14 +410,10 @@ impl State {
     }
 }
 
-/// Drops what runs code of the exporter's or of the user's when it is dropped. Never under the lock.
+/// Drops what runs code of the exporter's or of the user's when it is dropped. Never under the lock. A panic in there is told
+/// by the panic hook, and not passed on (R14).
 fn drop_quietly<T>(value: T) {
-    if catch_unwind(AssertUnwindSafe(|| drop(value))).is_err() {
-        otel_debug!(
-            name: "PerRequestSpanProcessor.PanicInDrop",
-            message = "an export or a context panicked while it was dropped"
-        );
-    }
+    let _ = catch_unwind(AssertUnwindSafe(|| drop(value)));
 }
 
 impl std::fmt::Debug for Waiter {

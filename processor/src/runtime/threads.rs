@@ -13,14 +13,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use opentelemetry::Context;
-use opentelemetry_sdk::error::OTelSdkError;
+use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
 
 use crate::dispatch::{Batch, Garbage, Outcome};
 use crate::export::Export;
 use crate::hash::IdHash;
 use crate::notices::{Example, Kind, Notice};
 use crate::runtime::wait::mark_own_thread;
-use crate::runtime::{Job, Shared, State, drop_quietly};
+use crate::runtime::{Job, Shared, State, drop_quietly, give};
 use crate::sync::{Arc, MutexGuard, Weak};
 
 /// The driver's period while there is work.
@@ -34,6 +34,9 @@ const QUEUES_PER_LOCK: usize = 64;
 
 /// An exporter whose calls return within this time is quick: it does not block, or hardly.
 const QUICK: Duration = Duration::from_micros(200);
+
+/// How long an export that was taken back may take to be dropped, before it is accounted for without that.
+const DROP_GRACE: Duration = Duration::from_millis(50);
 
 /// An idle worker ends after this time.
 const WORKER_IDLE: Duration = Duration::from_secs(10);
@@ -110,7 +113,7 @@ impl Shared {
         let notices = state.take_notices(now, over);
         drop(state);
         self.obey(summons);
-        self.give(answers);
+        give(answers);
         self.say(notices);
         match (over, worked) {
             (true, _) => Tick::Over,
@@ -127,7 +130,9 @@ impl Shared {
             return;
         }
         state.dispatch.asleep = true;
-        let look_after = match state.dispatch.is_drained() && state.jobs.is_empty() {
+        // What is taken from now on shows that workers get on.
+        state.pool.seen = state.pool.taken;
+        let look_after = match state.dispatch.is_quiet() && state.jobs.is_empty() {
             true => None,
             false => Instant::now().checked_add(LOOK_AFTER),
         };
@@ -186,22 +191,24 @@ impl State {
     /// them. One that is being polled cannot be taken back. It is accounted for now, and keeps its slot until the exporter
     /// returns.
     fn cancel_overdue(&mut self, now: Instant, timeout: Duration) {
-        for (id, spans) in self.dispatch.overdue(now) {
-            let Some(running) = self.pool.running.get_mut(&id) else {
-                // Taken back before.
-                continue;
-            };
-            match running.export.take() {
-                Some(export) => {
+        for overdue in self.dispatch.overdue(now) {
+            let id = overdue.id;
+            match self.pool.running.get_mut(&id).map(|r| r.export.take()) {
+                Some(Some(export)) => {
                     self.pool.running.remove(&id);
                     self.pool.cancelled.push_back((id, export));
                 }
-                None => self.dispatch.give_up(id),
+                Some(None) => self.dispatch.give_up(id),
+                // Taken back before: it is dropped by now, unless that blocks.
+                None if overdue.by > DROP_GRACE => {
+                    self.dispatch.give_up(id);
+                    continue;
+                }
+                None => continue,
             }
             let example = Example::Error(format!("timed out after {timeout:?}"));
-            self.dispatch
-                .notices
-                .note(Kind::ExportFailed, spans, example);
+            let notices = &mut self.dispatch.notices;
+            notices.note(Kind::ExportFailed, overdue.spans, example);
         }
     }
 }
@@ -260,8 +267,8 @@ impl Pool {
     pub(crate) fn new(max_concurrent_exports: usize) -> Self {
         let max_workers = match max_concurrent_exports {
             0 => MAX_WORKERS,
-            // One more, for the call that is not an export.
-            max => max.min(MAX_WORKERS) + 1,
+            // And one for a call that is not an export, and one to drop things, for those may block, too.
+            max => max.min(MAX_WORKERS) + 2,
         };
         Self {
             running: HashMap::default(),
@@ -422,7 +429,8 @@ impl Shared {
         loop {
             if let Some(work) = state.take_work(self.export_timeout) {
                 // The call into the exporter may block, so others must get at the rest.
-                let summons = match !state.pool.quick && state.wants_worker() {
+                let quick = state.pool.quick && matches!(work, Work::Start(_) | Work::Poll(..));
+                let summons = match !quick && state.wants_worker() {
                     true => state.pool.summon_another(),
                     false => Summons::Nobody,
                 };
@@ -614,20 +622,15 @@ impl Shared {
     /// Calls into the exporter for something that is not an export.
     fn perform(self: &Arc<Self>, job: Job) {
         let exporter = self.exporter();
-        let result = catch_unwind(AssertUnwindSafe(|| {
-            let flushed = exporter.any_force_flush();
-            match job {
-                Job::Flush(_) => flushed,
-                // Shut down whatever became of the flush.
-                Job::Shutdown(_) | Job::Finalize => {
-                    exporter.any_shutdown(self.remaining(job)).and(flushed)
-                }
+        let flushed = answered(|| exporter.any_force_flush());
+        let result = match job {
+            Job::Flush(_) => flushed,
+            Job::Shutdown => {
+                // Whatever became of the flush.
+                let remaining = self.remaining();
+                let shut_down = answered(|| exporter.any_shutdown(remaining));
+                flushed.and(shut_down)
             }
-        }));
-        let result = match result {
-            Ok(Ok(()) | Err(OTelSdkError::AlreadyShutdown)) => Ok(()),
-            Ok(Err(error)) => Err(error.to_string()),
-            Err(panic) => Err(format!("it panicked: {}", panic_message(&*panic))),
         };
         drop_quietly(exporter);
         let mut state = self.state.lock();
@@ -637,21 +640,23 @@ impl Shared {
         self.wake_driver(&mut state);
         drop(state);
         self.note_progress();
-        self.give(answers);
+        give(answers);
     }
 
-    /// What is left of the deadline of a shutdown, and never nothing.
-    fn remaining(&self, job: Job) -> Duration {
+    /// The time that the exporter has for its shutdown: what is left of the latest deadline, and never nothing.
+    fn remaining(&self) -> Duration {
         let state = self.state.lock();
-        let waiter = match job {
-            Job::Flush(id) | Job::Shutdown(id) => state.waiters.get(&id),
-            Job::Finalize => None,
-        };
-        let deadline = waiter.and_then(|waiter| waiter.deadline);
-        deadline
-            .map_or(Duration::ZERO, |deadline| {
-                deadline.saturating_duration_since(Instant::now())
-            })
-            .max(LEAST_SHUTDOWN)
+        let latest = state.shutdown_deadlines().flatten().max();
+        let left = latest.map(|latest| latest.saturating_duration_since(Instant::now()));
+        left.unwrap_or_default().max(LEAST_SHUTDOWN)
+    }
+}
+
+/// What an exporter answers to a call that is not an export. One that is shut down already has nothing to flush.
+fn answered(call: impl FnOnce() -> OTelSdkResult) -> Result<(), String> {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(Ok(()) | Err(OTelSdkError::AlreadyShutdown)) => Ok(()),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(panic) => Err(format!("it panicked: {}", panic_message(&*panic))),
     }
 }

@@ -11,8 +11,11 @@ pub(crate) use without_tokio::OwnRuntime;
 
 #[cfg(feature = "tokio")]
 mod with_tokio {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
     use opentelemetry::Context;
     use tokio::runtime::{Builder, Handle, Runtime, RuntimeFlavor};
+    use tokio::task::block_in_place;
 
     use crate::runtime::wait::Probe;
     use crate::sync::{Arc, AtomicBool, Mutex, Ordering};
@@ -59,11 +62,18 @@ mod with_tokio {
 
         /// Runs `wait`, which blocks. A worker of a multi-thread runtime first hands its other tasks over: one of them may
         /// be what the wait is for, and some of them nobody else could take from it.
-        pub(crate) fn block<T>(&self, wait: impl FnOnce() -> T) -> T {
-            match is_worker() {
-                true => tokio::task::block_in_place(wait),
-                false => wait(),
+        ///
+        /// `None` if `wait` itself panics.
+        pub(crate) fn block<T>(&self, wait: impl FnOnce() -> T) -> Option<T> {
+            let mut wait = Some(wait);
+            let mut answer = None;
+            if may_be_worker() {
+                // It panics, before it runs anything, on a thread that is no worker after all.
+                let _ = catch_unwind(AssertUnwindSafe(|| {
+                    block_in_place(|| answer = wait.take().map(|wait| wait()));
+                }));
             }
+            answer.or_else(|| wait.map(|wait| wait()))
         }
 
         /// Finds out whether the runtime of the calling thread, if it has one, still runs: by an empty task. That comes
@@ -84,8 +94,8 @@ mod with_tokio {
     }
 
     /// Whether this thread is a worker of somebody's multi-thread runtime, as far as its name tells. `block_in_place`
-    /// panics on some threads that are not, such as one that runs a `LocalSet`, and only the name tells them apart.
-    fn is_worker() -> bool {
+    /// panics on some threads that are not, such as one that runs a `LocalSet`, and hardly any of those has that name.
+    fn may_be_worker() -> bool {
         let multi_thread = Handle::try_current()
             .is_ok_and(|callers| callers.runtime_flavor() == RuntimeFlavor::MultiThread);
         multi_thread && std::thread::current().name() == Some(TOKIO_WORKER)
@@ -116,8 +126,8 @@ mod without_tokio {
             f()
         }
 
-        pub(crate) fn block<T>(&self, wait: impl FnOnce() -> T) -> T {
-            wait()
+        pub(crate) fn block<T>(&self, wait: impl FnOnce() -> T) -> Option<T> {
+            Some(wait())
         }
 
         pub(crate) fn stop(&self) {}

@@ -11,7 +11,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use crate::error::{Deadlock, FlushError};
-use crate::runtime::{Answer, Shared};
+use crate::runtime::{Answer, Shared, Told};
 use crate::sync::{Arc, AtomicBool, Ordering};
 
 /// How long a wait on a blocked runtime goes on while no export makes progress.
@@ -42,18 +42,23 @@ impl Shared {
         let (answer, answered) = mpsc::channel();
         start(
             self,
-            // Nobody listens any more if the wait ended early.
-            Box::new(move |result| answer.send(result).is_ok()),
+            Box::new(move |told| {
+                // Nobody listens any more if the wait ended early.
+                let _ = answer.send(told);
+            }),
         );
         if is_own_thread() {
-            return answered
-                .try_recv()
-                .unwrap_or(Err(FlushError::WouldDeadlock(Deadlock::InsideExport)));
+            return match answered.try_recv() {
+                Ok(told) => self.hear(told),
+                Err(_) => Err(FlushError::WouldDeadlock(Deadlock::InsideExport)),
+            };
         }
-        self.runtime.block(|| self.listen(&answered))
+        self.runtime
+            .block(|| self.listen(&answered))
+            .unwrap_or(Err(FlushError::AlreadyShutdown))
     }
 
-    fn listen(&self, answered: &mpsc::Receiver<Result<(), FlushError>>) -> Result<(), FlushError> {
+    fn listen(&self, answered: &mpsc::Receiver<Told>) -> Result<(), FlushError> {
         let probe = match self.independent {
             true => Probe::none(),
             false => self.runtime.probe(),
@@ -61,7 +66,7 @@ impl Shared {
         let mut watch = Watch::new(self.progress());
         loop {
             match answered.recv_timeout(LOOK) {
-                Ok(result) => return result,
+                Ok(told) => return self.hear(told),
                 Err(mpsc::RecvTimeoutError::Disconnected) => {
                     return Err(FlushError::AlreadyShutdown);
                 }
