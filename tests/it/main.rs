@@ -20,6 +20,7 @@ mod reentrancy;
 mod release;
 mod roots;
 mod same_trace;
+mod second_look;
 mod settings;
 mod shutdown;
 mod waiting;
