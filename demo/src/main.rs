@@ -156,7 +156,7 @@ async fn progress(telemetry: Handle) {
     loop {
         let stats = telemetry.stats();
         eprint!(
-            "\r\x1b[K{} spans ended, {} exported, {} pending, {} late, {} traces evicted",
+            "\r\x1b[K{} spans ended, {} exported, {} pending, {} late, {} traces evicted\r",
             stats.ended,
             stats.exported,
             stats.pending(),

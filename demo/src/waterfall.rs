@@ -2,14 +2,13 @@
 
 use std::collections::HashMap;
 
-use crate::SERVICE_TOKEN;
 use crate::service::REQUEST_ATTRIBUTE;
 use demo::receiver::Received;
 
 /// The width of the bars.
-const COLUMNS: u64 = 48;
+const COLUMNS: u64 = 32;
 
-/// Prints the request with the most to see: late spans first, then many spans.
+/// Prints the request with the most to see: one with late spans, and with many that were in time.
 pub(crate) fn print(spans: &[Received]) {
     let mut requests: HashMap<&str, Vec<&Received>> = HashMap::new();
     for received in spans {
@@ -19,8 +18,7 @@ pub(crate) fn print(spans: &[Received]) {
     }
     let interest = |spans: &[&Received]| {
         let late = spans.iter().filter(|span| late(span).is_some()).count();
-        // One that shows both: spans in time, and late ones.
-        (late > 0 && late < spans.len(), spans.len())
+        (late > 0, spans.len() - late, spans.len())
     };
     let chosen = requests.into_iter().max_by_key(|(request, spans)| {
         (interest(spans), std::cmp::Reverse(request.len()), *request)
@@ -52,6 +50,10 @@ fn print_request(request: &str, mut spans: Vec<&Received>) {
         .map(|s| (s.span.span_id.as_slice(), s.span.parent_span_id.as_slice()))
         .collect();
     println!("Request {request}, as the receiver saw it:\n");
+    println!(
+        "  {:<22} {:<32}  {:>8}  {:>7}  under",
+        "span", "", "duration", "arrived"
+    );
     for received in &spans {
         let span = &received.span;
         let depth = depth(&parents, &span.span_id);
@@ -62,18 +64,18 @@ fn print_request(request: &str, mut spans: Vec<&Received>) {
             end - start,
         );
         let arrived = received.arrived.saturating_sub(span.end_time_unix_nano);
-        let note = match (late(received), received.token == SERVICE_TOKEN) {
-            (Some(reason), true) => format!("  LATE ({reason}), under the service's token"),
-            (Some(reason), false) => format!("  LATE ({reason}), under {}", received.token),
-            (None, _) => format!("  under {}", received.token),
+        let late = match late(received) {
+            Some(reason) => format!("  LATE: {reason}"),
+            None => String::new(),
         };
         println!(
-            "  {name:<22} {bar} {:>6.1} ms, arrived {:>4.1} ms later{note}",
+            "  {name:<22} {bar}  {:>5.1} ms  {:>+7.1}  {}{late}",
             millis(span.end_time_unix_nano - span.start_time_unix_nano),
             millis(arrived),
+            received.token,
         );
     }
-    println!();
+    println!("\n  arrived: milliseconds after the span ended\n");
 }
 
 fn late(received: &Received) -> Option<&str> {

@@ -1,4 +1,4 @@
-//! Corners of flush and shutdown where two things happen at once, each found by reading the code.
+//! Corners of flush and shutdown, where two things happen at once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
