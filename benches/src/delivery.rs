@@ -11,9 +11,9 @@ use cpu_time::ProcessTime;
 use demo::receiver::Receiver;
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_otlp_direct::DirectExporter;
-use opentelemetry_per_request::{Config, PerRequestSpanProcessor};
-use opentelemetry_sdk::trace::{BatchSpanProcessor, SdkTracer, SdkTracerProvider};
+use opentelemetry_sdk::trace::SdkTracer;
 
+use crate::provider;
 use crate::span_cost::{Kind, request};
 
 /// Requests in the burst.
@@ -46,7 +46,7 @@ pub struct Delivery {
 ///
 /// # Panics
 ///
-/// If the receiver cannot be started, or `kind` is not one that can be compared here.
+/// If the receiver cannot be started.
 pub fn measure(kind: Kind) -> Delivery {
     let mut receiver = Command::new(std::env::current_exe().expect("this program has a path"))
         .arg(RECEIVER)
@@ -62,18 +62,7 @@ pub fn measure(kind: Kind) -> Delivery {
         .with_endpoint(endpoint)
         .build()
         .expect("the settings are valid");
-    let builder = SdkTracerProvider::builder();
-    let provider = match kind {
-        Kind::Batch => builder.with_span_processor(BatchSpanProcessor::builder(exporter).build()),
-        Kind::PerRequest => builder.with_span_processor(
-            PerRequestSpanProcessor::builder(exporter)
-                .with_config(Config::default())
-                .build()
-                .expect("the defaults are valid"),
-        ),
-        Kind::Noop | Kind::Simple => panic!("{} is not compared here", kind.name()),
-    }
-    .build();
+    let provider = provider(kind, exporter);
 
     let cpu = ProcessTime::now();
     burst(&provider.tracer("bench"));

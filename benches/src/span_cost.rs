@@ -12,14 +12,10 @@ use cpu_time::ProcessTime;
 
 use opentelemetry::trace::{Span as _, TraceContextExt as _, Tracer as _, TracerProvider as _};
 use opentelemetry::{Context, KeyValue};
-use opentelemetry_per_request::PerRequestSpanProcessor;
 use opentelemetry_sdk::error::OTelSdkResult;
-use opentelemetry_sdk::trace::{
-    BatchSpanProcessor, SdkTracer, SdkTracerProvider, SimpleSpanProcessor, Span, SpanData,
-    SpanExporter, SpanProcessor,
-};
+use opentelemetry_sdk::trace::{SdkTracer, Span, SpanData, SpanExporter, SpanProcessor};
 
-use crate::percentile;
+use crate::{percentile, provider};
 
 /// Requests in a burst.
 pub const REQUESTS: usize = 50;
@@ -110,19 +106,7 @@ impl SpanProcessor for NoopProcessor {
 /// If a span was lost.
 pub fn measure(kind: Kind, threads: usize, bursts: usize) -> Cost {
     let exporter = CountingExporter::default();
-    let builder = SdkTracerProvider::builder();
-    let provider = match kind {
-        Kind::Noop => builder.with_span_processor(NoopProcessor),
-        Kind::Simple => builder.with_span_processor(SimpleSpanProcessor::new(exporter.clone())),
-        Kind::Batch => {
-            builder.with_span_processor(BatchSpanProcessor::builder(exporter.clone()).build())
-        }
-        Kind::PerRequest => {
-            let processor = PerRequestSpanProcessor::builder(exporter.clone()).build();
-            builder.with_span_processor(processor.expect("the defaults are valid"))
-        }
-    }
-    .build();
+    let provider = provider(kind, exporter.clone());
     let tracer = provider.tracer("bench");
 
     run(&tracer, threads, bursts / 10 + 1);

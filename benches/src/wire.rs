@@ -6,11 +6,9 @@ use std::time::{Duration, Instant};
 use demo::receiver::Receiver;
 use opentelemetry::trace::{Span as _, Tracer as _, TracerProvider as _};
 use opentelemetry_otlp_direct::DirectExporter;
-use opentelemetry_per_request::PerRequestSpanProcessor;
-use opentelemetry_sdk::trace::{BatchSpanProcessor, SdkTracerProvider};
 
-use crate::percentile;
 use crate::span_cost::Kind;
+use crate::{percentile, provider};
 
 /// Spans end over more than one of the batch processor's periods of 5 s.
 const DURATION: Duration = Duration::from_millis(5_500);
@@ -31,24 +29,14 @@ pub struct Latency {
 ///
 /// # Panics
 ///
-/// If a span did not arrive, or `kind` is not one that can be compared here.
+/// If a span did not arrive.
 pub fn measure(kind: Kind) -> Latency {
     let receiver = Receiver::http().expect("a port is free");
     let exporter = DirectExporter::builder()
         .with_endpoint(receiver.endpoint())
         .build()
         .expect("the settings are valid");
-    let builder = SdkTracerProvider::builder();
-    let provider = match kind {
-        Kind::Batch => builder.with_span_processor(BatchSpanProcessor::builder(exporter).build()),
-        Kind::PerRequest => builder.with_span_processor(
-            PerRequestSpanProcessor::builder(exporter)
-                .build()
-                .expect("the defaults are valid"),
-        ),
-        Kind::Noop | Kind::Simple => panic!("{} is not compared here", kind.name()),
-    }
-    .build();
+    let provider = provider(kind, exporter);
     let tracer = provider.tracer("bench");
 
     let start = Instant::now();

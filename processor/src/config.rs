@@ -193,7 +193,8 @@ impl Config {
     /// How many calls of the exporter's `export` may be under way at once. It is never exceeded: 1 means strictly one
     /// after the other.
     ///
-    /// 0 is no limit; 20 by default; `A365_PER_REQUEST_MAX_CONCURRENT_EXPORTS`.
+    /// 0 is no limit; 20 by default; `A365_PER_REQUEST_MAX_CONCURRENT_EXPORTS`. An exporter that blocks its thread takes one
+    /// for each export, and there are never more than 256 of them.
     #[must_use]
     pub fn with_max_concurrent_exports(mut self, max: usize) -> Self {
         self.max_concurrent_exports = max;
