@@ -148,7 +148,7 @@ impl Registry {
         parent: SpanId,
         span: SpanId,
     ) -> Option<(RequestId, Request)> {
-        let entry = self.traces.get_mut(&trace)?;
+        let entry = touch(&mut self.traces, trace)?;
         let Some(root) = entry.requests.root_of(parent) else {
             if entry.is_full(self.max_spans_per_trace) {
                 // Its parent may well have been refused: then so is this one, for the same reason.
@@ -178,7 +178,7 @@ impl Registry {
         if self.refused > 0 && self.end_refused(trace, span) {
             return Lookup::Refused;
         }
-        let entry = self.traces.get_mut(&trace);
+        let entry = touch(&mut self.traces, trace);
         match entry.and_then(|entry| entry.requests.owner(span)) {
             Some(request) => Lookup::Known(request),
             None if self.evicted.contains(&trace) => Lookup::Late(LateReason::TraceEvicted),
@@ -254,6 +254,14 @@ impl Registry {
 
     pub(crate) fn len(&self) -> usize {
         self.traces.len()
+    }
+}
+
+/// The entry of a trace, which is marked as used now. Often it is the one that was used last: that needs no look-up.
+fn touch(traces: &mut LruCache<TraceId, Entry, IdHash>, trace: TraceId) -> Option<&mut Entry> {
+    match traces.peek_mru() {
+        Some((latest, _)) if *latest == trace => traces.iter_mut().next().map(|(_, entry)| entry),
+        _ => traces.get_mut(&trace),
     }
 }
 

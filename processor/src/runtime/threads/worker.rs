@@ -25,7 +25,8 @@ const LEAST_SHUTDOWN: Duration = Duration::from_millis(100);
 
 /// Something for a worker to do.
 pub(super) enum Work {
-    Start(Batch),
+    /// Start an export, which was taken at this time.
+    Start(Batch, Instant),
     Poll(u64, Export),
     /// Drop an export that was given up, and free its slot.
     Cancel(u64, Export),
@@ -57,13 +58,13 @@ pub(super) fn work(shared: &Arc<Shared>) {
                     quick: false,
                 });
             }
-            Work::Poll(id, export) => polled = Some(shared.poll(id, export)),
-            Work::Start(batch) => {
+            Work::Poll(id, export) => polled = Some(shared.poll(id, export, Instant::now())),
+            Work::Start(batch, began) => {
                 let context = batch.context.with_telemetry_suppressed();
                 // The batch's own copy goes first: when an export is done, no context may be left (R9).
                 drop(batch.context);
                 let export = shared.exporter().export_under(context, batch.spans);
-                polled = Some(shared.poll(batch.id, export));
+                polled = Some(shared.poll(batch.id, export, began));
             }
         }
     }
@@ -79,7 +80,7 @@ impl Shared {
         loop {
             if let Some(work) = state.take_work(self.export_timeout) {
                 // The call into the exporter may block, so others must get at the rest.
-                let quick = state.pool.quick && matches!(work, Work::Start(_) | Work::Poll(..));
+                let quick = state.pool.quick && matches!(work, Work::Start(..) | Work::Poll(..));
                 let summons = match !quick && state.wants_worker() {
                     true => state.pool.summon_another(),
                     false => Summons::Nobody,
@@ -149,8 +150,7 @@ impl Shared {
     }
 
     /// Polls an export once.
-    fn poll(self: &Arc<Self>, id: u64, mut export: Export) -> Polled {
-        let began = Instant::now();
+    fn poll(self: &Arc<Self>, id: u64, mut export: Export, began: Instant) -> Polled {
         let waker = Waker::from(Arc::new(Alarm {
             id,
             shared: Arc::downgrade(self),
@@ -212,14 +212,14 @@ impl State {
         if !self.dispatch.has_ready_batch() {
             return None;
         }
-        let deadline = Instant::now().checked_add(export_timeout);
-        let batch = self.dispatch.next_batch(deadline)?;
+        let now = Instant::now();
+        let batch = self.dispatch.next_batch(now.checked_add(export_timeout))?;
         let running = Running {
             export: None,
             woken: false,
         };
         self.pool.running.insert(batch.id, running);
-        Some(Work::Start(batch))
+        Some(Work::Start(batch, now))
     }
 
     /// Whether there is something for a worker to do.
