@@ -81,7 +81,7 @@ async fn run(json: bool) -> Result<Account, Box<dyn Error>> {
         true => None,
         false => Some(Receiver::http()?),
     };
-    let (provider, telemetry) = install(receiver.as_ref())?;
+    let (provider, telemetry) = install(receiver.as_ref()).await?;
     let service = Service::start(&provider).await?;
 
     let on_a_terminal = !json && std::io::stderr().is_terminal();
@@ -133,13 +133,18 @@ fn collector_is_given() -> bool {
 }
 
 /// What a service has to set up: an exporter, a processor, a provider.
-fn install(receiver: Option<&Receiver>) -> Result<(SdkTracerProvider, Handle), Box<dyn Error>> {
+async fn install(
+    receiver: Option<&Receiver>,
+) -> Result<(SdkTracerProvider, Handle), Box<dyn Error>> {
     let exporter = match receiver {
         Some(receiver) => DirectExporter::builder().with_endpoint(receiver.endpoint()),
         None => DirectExporter::builder(),
-    };
+    }
+    .build()?;
+    // Before anything is sent: whether endpoint, path and credentials work.
+    exporter.check().await?;
     let fallback = ExportToken::new(SERVICE_TOKEN)?.attach_to(&Context::new());
-    let processor = PerRequestSpanProcessor::builder(exporter.build()?)
+    let processor = PerRequestSpanProcessor::builder(exporter)
         .with_config(Config::from_env().with_max_traces(MAX_TRACES))
         .with_fallback_context(fallback)
         .build()?;
