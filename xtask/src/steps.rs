@@ -84,15 +84,15 @@ pub(crate) fn test(only: &[&str]) -> Outcome {
         ));
     }
     let wanted = |step: &&Step| only.is_empty() || only.contains(&step.name);
+    let start = Instant::now();
     for step in STEPS.iter().filter(wanted) {
-        println!("==> {}", step.name);
-        let start = Instant::now();
-        (step.run)().map_err(|error| format!("step `{}` failed: {error}", step.name))?;
+        // Nothing after a step: the last one's own closing lines are to close the output.
         println!(
-            "==> {} ok in {:.0} s",
+            "==> {} ({:.0} s so far)",
             step.name,
             start.elapsed().as_secs_f64()
         );
+        (step.run)().map_err(|error| format!("step `{}` failed: {error}", step.name))?;
     }
     Ok(())
 }
