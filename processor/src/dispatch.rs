@@ -133,6 +133,14 @@ pub(crate) struct Losses {
 }
 
 impl Losses {
+    fn failed(failed: u64) -> Self {
+        Self { failed, dropped: 0 }
+    }
+
+    fn dropped(dropped: u64) -> Self {
+        Self { failed: 0, dropped }
+    }
+
     fn add(&mut self, other: Losses) {
         self.failed += other.failed;
         self.dropped += other.dropped;
@@ -288,15 +296,15 @@ impl Dispatch {
             self.take_all_queues();
         }
         if counts {
-            self.stats.dropped.add(reason, 1);
-            let loss = Losses {
-                failed: 0,
-                dropped: 1,
-            };
-            self.note_loss(trace, loss);
-            self.notices
-                .note(Kind::Dropped(reason), 1, Example::Trace(trace));
+            self.note_drop(reason, 1, trace);
+            self.note_loss(trace, Losses::dropped(1));
         }
+    }
+
+    fn note_drop(&mut self, reason: DropReason, spans: u64, trace: TraceId) {
+        self.stats.dropped.add(reason, spans);
+        self.notices
+            .note(Kind::Dropped(reason), spans, Example::Trace(trace));
     }
 
     fn push_late(&mut self, span: Option<SpanData>, reason: LateReason) {
@@ -462,10 +470,7 @@ impl Dispatch {
     /// The exporter is done with a batch: its slot is free, and it is accounted for, unless that happened at its deadline.
     pub(crate) fn complete(&mut self, id: u64, outcome: Outcome) {
         self.slots_taken -= 1;
-        if let Some(flight) = self.in_flight.remove(&id) {
-            self.stats.in_flight -= flight.spans;
-            self.settle(id, flight.spans, flight.origin, outcome);
-        }
+        self.account(id, outcome);
     }
 
     /// Exports whose deadline has passed and that are not accounted for.
@@ -481,9 +486,13 @@ impl Dispatch {
     /// Accounts for an export that has timed out although the exporter still holds on to it. It keeps its slot until it
     /// is completed.
     pub(crate) fn give_up(&mut self, id: u64) {
+        self.account(id, Outcome::TimedOut);
+    }
+
+    fn account(&mut self, id: u64, outcome: Outcome) {
         if let Some(flight) = self.in_flight.remove(&id) {
             self.stats.in_flight -= flight.spans;
-            self.settle(id, flight.spans, flight.origin, Outcome::TimedOut);
+            self.settle(id, flight.spans, flight.origin, outcome);
         }
     }
 
@@ -505,14 +514,12 @@ impl Dispatch {
                 self.stats.failed += spans;
                 self.stats.timed_out_exports += 1;
             }
-            Outcome::Dropped(reason) => {
-                self.stats.dropped.add(reason, spans);
-                let example = Example::Trace(origin.trace());
-                self.notices.note(Kind::Dropped(reason), spans, example);
-            }
+            Outcome::Dropped(reason) => self.note_drop(reason, spans, origin.trace()),
         }
-        if outcome != Outcome::Exported {
-            self.note_losses(&origin, spans, outcome);
+        match outcome {
+            Outcome::Exported => {}
+            Outcome::Failed | Outcome::TimedOut => self.note_losses(&origin, spans, Losses::failed),
+            Outcome::Dropped(_) => self.note_losses(&origin, spans, Losses::dropped),
         }
         self.advance_flushes(id, &origin);
         if let Origin::Request(id) = origin {
@@ -528,9 +535,7 @@ impl Dispatch {
     /// Makes batches of all that is queued in this scope, and watches all its batches until they are done.
     pub(crate) fn begin_flush(&mut self, scope: Scope) -> u64 {
         match scope {
-            Scope::All => {
-                self.take_all_queues();
-            }
+            Scope::All => self.take_all_queues(),
             Scope::Trace(trace) => {
                 for id in self.registry.roots(trace) {
                     self.take_queue(id);
@@ -631,18 +636,7 @@ impl Dispatch {
             .add(loss);
     }
 
-    fn note_losses(&mut self, origin: &Origin, spans: u64, outcome: Outcome) {
-        let loss = |spans| match outcome {
-            Outcome::Exported => Losses::default(),
-            Outcome::Failed | Outcome::TimedOut => Losses {
-                failed: spans,
-                dropped: 0,
-            },
-            Outcome::Dropped(_) => Losses {
-                failed: 0,
-                dropped: spans,
-            },
-        };
+    fn note_losses(&mut self, origin: &Origin, spans: u64, loss: fn(u64) -> Losses) {
         match origin {
             Origin::Request(id) => self.note_loss(id.trace, loss(spans)),
             Origin::Late(traces) => traces.iter().for_each(|t| self.note_loss(*t, loss(1))),
@@ -679,10 +673,6 @@ impl Dispatch {
     }
 
     // ----- questions -----
-
-    pub(crate) fn has_flushes(&self) -> bool {
-        !self.flushes.is_empty() || !self.finished.is_empty()
-    }
 
     pub(crate) fn is_closed(&self) -> bool {
         self.closed

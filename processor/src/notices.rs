@@ -59,9 +59,9 @@ pub(crate) struct Notice {
 
 impl Notices {
     pub(crate) fn note(&mut self, kind: Kind, spans: u64, example: Example) {
-        let noted = self.kinds.entry(kind).or_insert_with(|| Noted {
+        let noted = self.kinds.entry(kind).or_insert(Noted {
             spans: 0,
-            example: example.clone(),
+            example: Example::None,
             quiet_until: None,
         });
         if noted.spans == 0 {

@@ -308,21 +308,20 @@ impl Shared {
 }
 
 impl State {
-    /// Schedules what follows for flushes whose batches are done.
+    /// Schedules what follows for flushes whose batches are done, and for a shutdown when nothing is pending any more.
     fn advance(&mut self) {
         for (id, report) in self.dispatch.take_finished() {
-            let Some(waiter) = self.waiters.get_mut(&id) else {
-                continue;
-            };
-            waiter.report = report;
-            let job = match waiter.kind {
-                WaiterKind::Flush => Job::Flush(id),
-                WaiterKind::Shutdown => {
-                    self.finalized = true;
-                    Job::Shutdown
+            if let Some(waiter) = self.waiters.get_mut(&id) {
+                waiter.report = report;
+                if waiter.kind == WaiterKind::Flush {
+                    self.jobs.push_back(Job::Flush(id));
                 }
-            };
-            self.jobs.push_back(job);
+            }
+        }
+        // After the flushes that began before it. Its own may have been given up.
+        if self.dispatch.is_closed() && self.dispatch.is_drained() && !self.finalized {
+            self.finalized = true;
+            self.jobs.push_back(Job::Shutdown);
         }
     }
 
@@ -383,15 +382,6 @@ impl State {
         waiters
             .filter(|waiter| waiter.kind == WaiterKind::Shutdown)
             .map(|waiter| waiter.deadline)
-    }
-
-    /// Schedules the exporter's `shutdown` if the flush that should have led there was given up.
-    fn finalize(&mut self) {
-        let given_up = self.dispatch.is_closed() && !self.dispatch.has_flushes();
-        if given_up && self.dispatch.is_drained() && !self.finalized {
-            self.finalized = true;
-            self.jobs.push_back(Job::Shutdown);
-        }
     }
 
     /// Whether the processor is shut down and everything that belongs to that is done or under way.

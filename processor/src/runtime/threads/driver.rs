@@ -63,7 +63,6 @@ impl Shared {
         state.cancel_overdue(now, self.export_timeout);
         let answers = state.expire(now);
         state.advance();
-        state.finalize();
         let summons = match state.wants_worker() {
             true => state.pool.summon_or_hire(),
             false => Summons::Nobody,

@@ -96,9 +96,9 @@ impl Pool {
     pub(super) fn summon_or_hire(&mut self) -> Summons {
         let stuck = self.taken == self.seen;
         self.seen = self.taken;
-        match self.summon() {
-            Summons::Nobody if stuck => self.hire(),
-            summons => summons,
+        match stuck {
+            true => self.summon_another(),
+            false => self.summon(),
         }
     }
 

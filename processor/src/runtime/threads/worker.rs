@@ -142,7 +142,6 @@ impl Shared {
     /// What follows when an export is over.
     fn settle(&self, state: &mut State) {
         state.advance();
-        state.finalize();
         if state.dispatch.must_wake() {
             self.driver.notify_one();
         }
