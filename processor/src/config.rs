@@ -3,7 +3,9 @@
 use std::fmt;
 use std::time::Duration;
 
-use opentelemetry::{otel_debug, otel_warn};
+use opentelemetry::otel_debug;
+#[cfg(not(target_family = "wasm"))]
+use opentelemetry::otel_warn;
 
 use crate::error::ConfigError;
 
@@ -17,6 +19,8 @@ pub const MAX_CONCURRENT_EXPORTS: &str = "A365_PER_REQUEST_MAX_CONCURRENT_EXPORT
 pub const MAX_BATCH_SIZE: &str = "A365_PER_REQUEST_MAX_BATCH_SIZE";
 /// `A365_PER_REQUEST_MAX_PENDING_SPANS`: see [`Config::with_max_pending_spans`].
 pub const MAX_PENDING_SPANS: &str = "A365_PER_REQUEST_MAX_PENDING_SPANS";
+/// `A365_PER_REQUEST_MAX_EXPORTS_PER_REQUEST`: see [`Config::with_max_exports_per_request`].
+pub const MAX_EXPORTS_PER_REQUEST: &str = "A365_PER_REQUEST_MAX_EXPORTS_PER_REQUEST";
 /// `A365_PER_REQUEST_EXPORT_TIMEOUT_MS`: see [`Config::with_export_timeout`].
 pub const EXPORT_TIMEOUT_MS: &str = "A365_PER_REQUEST_EXPORT_TIMEOUT_MS";
 /// `A365_PER_REQUEST_FLUSH_TRIGGER`: see [`Config::with_flush_trigger`].
@@ -41,6 +45,8 @@ pub const DEFAULT_MAX_CONCURRENT_EXPORTS: usize = 20;
 pub const DEFAULT_MAX_BATCH_SIZE: usize = 64;
 /// Default of [`Config::with_max_pending_spans`].
 pub const DEFAULT_MAX_PENDING_SPANS: usize = 16_384;
+/// Default of [`Config::with_max_exports_per_request`].
+pub const DEFAULT_MAX_EXPORTS_PER_REQUEST: usize = 8;
 /// Default of [`Config::with_export_timeout`].
 pub const DEFAULT_EXPORT_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -56,6 +62,12 @@ pub enum FlushTrigger {
 }
 
 impl FlushTrigger {
+    /// [`LocalRootEnd`](Self::LocalRootEnd) in Cloudflare Workers, [`NextTick`](Self::NextTick) everywhere else.
+    pub const DEFAULT: Self = match cfg!(target_family = "wasm") {
+        true => Self::LocalRootEnd,
+        false => Self::NextTick,
+    };
+
     /// The word for this trigger in the environment.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -98,6 +110,7 @@ pub struct Config {
     max_concurrent_exports: usize,
     max_batch_size: usize,
     max_pending_spans: usize,
+    max_exports_per_request: usize,
     export_timeout: Duration,
     flush_trigger: FlushTrigger,
     enabled: bool,
@@ -112,8 +125,9 @@ impl Default for Config {
             max_concurrent_exports: DEFAULT_MAX_CONCURRENT_EXPORTS,
             max_batch_size: DEFAULT_MAX_BATCH_SIZE,
             max_pending_spans: DEFAULT_MAX_PENDING_SPANS,
+            max_exports_per_request: DEFAULT_MAX_EXPORTS_PER_REQUEST,
             export_timeout: DEFAULT_EXPORT_TIMEOUT,
-            flush_trigger: FlushTrigger::NextTick,
+            flush_trigger: FlushTrigger::DEFAULT,
             enabled: true,
         }
     }
@@ -163,6 +177,8 @@ impl Config {
                 .limit(MAX_CONCURRENT_EXPORTS, default.max_concurrent_exports),
             max_batch_size: source.positive(MAX_BATCH_SIZE, default.max_batch_size),
             max_pending_spans: source.positive(MAX_PENDING_SPANS, default.max_pending_spans),
+            max_exports_per_request: source
+                .limit(MAX_EXPORTS_PER_REQUEST, default.max_exports_per_request),
             export_timeout: source.millis(EXPORT_TIMEOUT_MS, default.export_timeout),
             flush_trigger: source.trigger(FLUSH_TRIGGER, default.flush_trigger),
             enabled: source.boolean(ENABLED, default.enabled),
@@ -195,6 +211,8 @@ impl Config {
     ///
     /// 0 is no limit; 20 by default; `A365_PER_REQUEST_MAX_CONCURRENT_EXPORTS`. An exporter that blocks its thread takes one
     /// for each export, and there are never more than 256 of them.
+    ///
+    /// In Cloudflare Workers no request may wait for another one, so there it bounds the early exports of one request.
     #[must_use]
     pub fn with_max_concurrent_exports(mut self, max: usize) -> Self {
         self.max_concurrent_exports = max;
@@ -220,6 +238,20 @@ impl Config {
         self
     }
 
+    /// In Cloudflare Workers, how many exports one request may cause before it is over: a full queue that leaves early,
+    /// or spans that end after the local root. Each is a subrequest, of which a Worker has few.
+    ///
+    /// What is beyond leaves, in one export, when the local root ends, when the request is over, or with a flush; and while
+    /// the request goes on after its root, at intervals that double from a quarter of a second to eight. Late spans have the
+    /// same allowance, by trace.
+    ///
+    /// 0 is no limit; 8 by default; `A365_PER_REQUEST_MAX_EXPORTS_PER_REQUEST`. No effect anywhere else.
+    #[must_use]
+    pub fn with_max_exports_per_request(mut self, max: usize) -> Self {
+        self.max_exports_per_request = max;
+        self
+    }
+
     /// How long one export may take. One that takes longer is cancelled and its spans are counted as failed; a call that
     /// cannot be cancelled, because it blocks its thread, keeps its place in `max_concurrent_exports` until it returns.
     ///
@@ -233,7 +265,7 @@ impl Config {
 
     /// When queued spans leave.
     ///
-    /// [`FlushTrigger::NextTick`] by default; `A365_PER_REQUEST_FLUSH_TRIGGER`, as `next_tick` or `local_root_end`.
+    /// [`FlushTrigger::DEFAULT`] by default; `A365_PER_REQUEST_FLUSH_TRIGGER`, as `next_tick` or `local_root_end`.
     #[must_use]
     pub fn with_flush_trigger(mut self, trigger: FlushTrigger) -> Self {
         self.flush_trigger = trigger;
@@ -274,6 +306,11 @@ impl Config {
     /// See [`Config::with_max_pending_spans`].
     pub fn max_pending_spans(&self) -> usize {
         self.max_pending_spans
+    }
+
+    /// See [`Config::with_max_exports_per_request`].
+    pub fn max_exports_per_request(&self) -> usize {
+        self.max_exports_per_request
     }
 
     /// See [`Config::with_export_timeout`].
@@ -358,16 +395,28 @@ impl<L: Fn(&str) -> Option<String>> Source<L> {
             return default;
         };
         parse(&value).unwrap_or_else(|| {
-            otel_warn!(
-                name: "PerRequestSpanProcessor.InvalidSetting",
-                variable = name,
-                value = value.as_str(),
-                used = default.to_string(),
-                message = "this setting cannot be used; the default is used instead"
-            );
+            complain(name, &value, &default.to_string());
             default
         })
     }
+}
+
+#[cfg(not(target_family = "wasm"))]
+fn complain(name: &str, value: &str, used: &str) {
+    otel_warn!(
+        name: "PerRequestSpanProcessor.InvalidSetting",
+        variable = name,
+        value = value,
+        used = used,
+        message = "this setting cannot be used; the default is used instead"
+    );
+}
+
+#[cfg(target_family = "wasm")]
+fn complain(name: &str, value: &str, used: &str) {
+    crate::workers::console::warn(&format!(
+        "the setting {name} cannot be {value:?}; the default is used instead ({used})"
+    ));
 }
 
 /// A whole number; everything below 0 is 0. Numbers beyond `i128` are no numbers.

@@ -5,22 +5,30 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::num::NonZeroUsize;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use lru::LruCache;
 use opentelemetry::trace::{SpanId, TraceId};
 use opentelemetry::{Context, KeyValue};
 use opentelemetry_sdk::trace::SpanData;
 
+use crate::clock::Instant;
 use crate::config::{Config, FlushTrigger};
 use crate::hash::IdHash;
 use crate::notices::{Example, Kind, Notices};
 use crate::registry::{Lookup, Registry, Requests, RootStart};
-use crate::request::{Change, Request, RequestId, Schedule};
+use crate::request::{Allowance, Change, Request, RequestId, Schedule};
 use crate::stats::{DropReason, LateReason, Stats};
 
 /// The attribute of a late span. Its value is a word of [`LateReason`].
 pub(crate) const LATE_ATTRIBUTE: &str = "per_request.late";
+
+/// For how many traces late spans are kept apart.
+const LATE_TRACES: usize = 1024;
+
+/// How long a request that has used up its exports waits for the next one. Each wait is twice as long as the one before,
+/// up to 32 times this one, so that a request of half a minute has six more.
+const PACE: Duration = Duration::from_millis(250);
 
 /// For how many traces a loss is remembered until somebody flushes that trace.
 const REMEMBERED_LOSSES: NonZeroUsize = NonZeroUsize::MIN.saturating_add(1023);
@@ -33,16 +41,18 @@ pub(crate) struct Dispatch {
     /// 0 is no limit.
     max_concurrent_exports: usize,
     trigger: FlushTrigger,
+    allowance: Allowance,
     mark_late: bool,
     fallback: Context,
 
     registry: Registry,
-    /// Late spans, to leave under the fallback context.
-    late: Vec<SpanData>,
+    late: Late,
     /// Requests whose queue the next tick takes. May name requests that are over.
     due: VecDeque<RequestId>,
-    /// Invariant: exactly the live requests with [`Schedule::Held`].
+    /// Invariant: exactly the live requests whose schedule [waits](Schedule::waits).
     held: HashSet<RequestId, IdHash>,
+    /// Requests that have become [`Schedule::Paced`], with the time that each is to wait.
+    paced: Vec<(RequestId, Duration)>,
     waiting: VecDeque<Batch>,
     in_flight: HashMap<u64, InFlight, IdHash>,
     /// Slots taken. More than `in_flight` when a call into the exporter outlasts its deadline.
@@ -65,6 +75,16 @@ pub(crate) struct Dispatch {
     batches_made: u64,
     /// Whether the driver must be woken for new work. Set by the driver.
     pub(crate) asleep: bool,
+}
+
+/// Late spans, to leave under the fallback context.
+#[derive(Debug)]
+enum Late {
+    /// At the next tick, those of all traces.
+    Together(Vec<SpanData>),
+    #[cfg_attr(not(target_family = "wasm"), allow(dead_code))]
+    /// Those of each trace by themselves, with an allowance as a request has it. Named by [`RequestId::late`].
+    ByTrace(LruCache<TraceId, Request, IdHash>),
 }
 
 /// Spans that leave together, under one context.
@@ -113,11 +133,14 @@ pub(crate) enum Outcome {
 pub(crate) enum Scope {
     All,
     Trace(TraceId),
+    /// In a Worker: what is left of its trace may be in another I/O context.
+    #[cfg(any(test, target_family = "wasm"))]
+    Request(RequestId),
 }
 
 /// A flush that waits for batches: for all of its scope that have a lower id than itself.
 #[derive(Debug)]
-struct Flush {
+pub(crate) struct Flush {
     id: u64,
     scope: Scope,
     remaining: usize,
@@ -185,12 +208,14 @@ impl Dispatch {
             max_pending_spans: config.max_pending_spans() as u64,
             max_concurrent_exports: config.max_concurrent_exports(),
             trigger: config.flush_trigger(),
+            allowance: Allowance::default(),
             mark_late,
             fallback,
             registry: Registry::new(config.max_traces(), config.max_spans_per_trace()),
-            late: Vec::new(),
+            late: Late::Together(Vec::new()),
             due: VecDeque::new(),
             held: HashSet::default(),
+            paced: Vec::new(),
             waiting: VecDeque::new(),
             in_flight: HashMap::default(),
             slots_taken: 0,
@@ -256,7 +281,9 @@ impl Dispatch {
         match self.registry.end(trace, id) {
             Lookup::Known(request) => {
                 request.open -= 1;
-                request.root_ended |= id == request.root();
+                if id == request.root() {
+                    request.end_root(self.allowance);
+                }
                 if sampled && room {
                     if let Some(span) = span.take() {
                         request.push(span, self.usual_batch);
@@ -267,10 +294,12 @@ impl Dispatch {
                 let id = RequestId { trace, root };
                 if request.open == 0 {
                     self.finish(id);
-                } else if request.queue.len() >= self.max_batch_size {
+                } else if request.queue.len() >= self.max_batch_size
+                    && request.may_leave(self.allowance)
+                {
                     let (context, spans) = request.take_batch();
                     self.enqueue(context, spans, Origin::Request(id));
-                } else if let Some(change) = request.replan(self.trigger) {
+                } else if let Some(change) = request.replan(self.trigger, self.allowance) {
                     self.apply(id, change);
                 }
                 self.refuse(sampled && !room, DropReason::QueueFull, trace);
@@ -315,10 +344,53 @@ impl Dispatch {
             span.attributes
                 .push(KeyValue::new(LATE_ATTRIBUTE, reason.as_str()));
         }
-        self.late.push(span);
         self.stats.queued += 1;
-        if self.late.len() >= self.max_batch_size {
-            self.take_late();
+        let trace = span.span_context.trace_id();
+        match &mut self.late {
+            Late::Together(spans) => {
+                spans.push(span);
+                if spans.len() >= self.max_batch_size {
+                    self.take_late();
+                }
+            }
+            Late::ByTrace(_) => self.push_late_of_trace(trace, span),
+        }
+    }
+
+    fn push_late_of_trace(&mut self, trace: TraceId, span: SpanData) {
+        let Late::ByTrace(traces) = &mut self.late else {
+            return;
+        };
+        if !traces.contains(&trace) {
+            let forgotten = match traces.len() >= LATE_TRACES {
+                true => traces.pop_lru(),
+                false => None,
+            };
+            let mut request = Request::new(self.fallback.clone(), SpanId::INVALID, 0);
+            request.root_ended = true;
+            traces.put(trace, request);
+            if let Some((trace, request)) = forgotten {
+                self.send_off_request(RequestId::late(trace), request);
+            }
+        }
+        let id = RequestId::late(trace);
+        let usual_batch = self.usual_batch;
+        let (full, allowance) = (self.max_batch_size, self.allowance);
+        let Some(request) = self.request(id) else {
+            return;
+        };
+        request.push(span, usual_batch);
+        match request.queue.len() >= full && request.may_leave(allowance) {
+            true => self.take_queue(id),
+            false => self.schedule(id),
+        }
+    }
+
+    /// What a batch, or a plan, is for: a live request, or the late spans of a trace.
+    fn request(&mut self, id: RequestId) -> Option<&mut Request> {
+        match &mut self.late {
+            Late::ByTrace(traces) if id.is_late() => traces.get_mut(&id.trace),
+            _ => self.registry.get(id),
         }
     }
 
@@ -342,7 +414,7 @@ impl Dispatch {
     }
 
     fn send_off_request(&mut self, id: RequestId, request: Request) {
-        if request.schedule == Schedule::Held {
+        if request.schedule.waits() {
             self.held.remove(&id);
         }
         match request.queue.is_empty() {
@@ -353,28 +425,35 @@ impl Dispatch {
 
     /// Plans when a live request's queue leaves, if that has changed.
     fn schedule(&mut self, id: RequestId) {
-        let trigger = self.trigger;
-        if let Some(change) = self.registry.get(id).and_then(|r| r.replan(trigger)) {
+        let (trigger, allowance) = (self.trigger, self.allowance);
+        let request = self.request(id);
+        if let Some(change) = request.and_then(|r| r.replan(trigger, allowance)) {
             self.apply(id, change);
         }
     }
 
     fn apply(&mut self, id: RequestId, change: Change) {
-        if change.from == Schedule::Held {
+        if change.from.waits() && !change.to.waits() {
             self.held.remove(&id);
         }
         match change.to {
-            Schedule::Idle => {}
             Schedule::Due => self.due.push_back(id),
             Schedule::Held => {
                 self.held.insert(id);
             }
+            Schedule::Paced => {
+                self.held.insert(id);
+                let spent = self.request(id).map_or(0, |request| request.exports);
+                let over = spent.saturating_sub(self.allowance.exports);
+                self.paced.push((id, PACE * (1 << over.min(5))));
+            }
+            Schedule::Idle => {}
         }
     }
 
     /// Makes a batch of all that a live request has queued.
     fn take_queue(&mut self, id: RequestId) {
-        if let Some(request) = self.registry.get(id) {
+        if let Some(request) = self.request(id) {
             if !request.queue.is_empty() {
                 let (context, spans) = request.take_batch();
                 self.enqueue(context, spans, Origin::Request(id));
@@ -393,7 +472,10 @@ impl Dispatch {
     }
 
     fn take_late(&mut self) {
-        let spans = std::mem::take(&mut self.late);
+        let spans = match &mut self.late {
+            Late::Together(spans) if !spans.is_empty() => std::mem::take(spans),
+            _ => return,
+        };
         let traces = spans.iter().map(|s| s.span_context.trace_id()).collect();
         self.enqueue(self.fallback.clone(), spans, Origin::Late(traces));
     }
@@ -425,7 +507,7 @@ impl Dispatch {
             let Some(id) = self.due.pop_front() else {
                 break;
             };
-            let Some(request) = self.registry.get(id) else {
+            let Some(request) = self.request(id) else {
                 continue;
             };
             request.schedule = Schedule::Idle;
@@ -434,9 +516,7 @@ impl Dispatch {
                 false => self.take_queue(id),
             }
         }
-        if !self.late.is_empty() {
-            self.take_late();
-        }
+        self.take_late();
     }
 
     // ----- from batches to the exporter -----
@@ -523,7 +603,7 @@ impl Dispatch {
         }
         self.advance_flushes(id, &origin);
         if let Origin::Request(id) = origin {
-            if let Some(request) = self.registry.get(id) {
+            if let Some(request) = self.request(id) {
                 request.exporting = request.exporting.saturating_sub(1);
                 self.schedule(id);
             }
@@ -534,15 +614,27 @@ impl Dispatch {
 
     /// Makes batches of all that is queued in this scope, and watches all its batches until they are done.
     pub(crate) fn begin_flush(&mut self, scope: Scope) -> u64 {
+        let flush = self.open_flush(scope);
+        let id = flush.id;
+        self.flushes.push(flush);
+        self.finish_flushes();
+        id
+    }
+
+    /// The same for somebody who asks [`Self::done`] whether it is done, and is not told.
+    pub(crate) fn open_flush(&mut self, scope: Scope) -> Flush {
         match scope {
             Scope::All => self.take_all_queues(),
             Scope::Trace(trace) => {
                 for id in self.registry.roots(trace) {
                     self.take_queue(id);
                 }
+                self.take_queue(RequestId::late(trace));
             }
+            #[cfg(any(test, target_family = "wasm"))]
+            Scope::Request(id) => self.take_queue(id),
         }
-        if self.late.iter().any(|span| scope.covers_span(span)) {
+        if self.late.covered_by(scope) {
             self.take_late();
         }
         let id = self.new_id();
@@ -552,17 +644,15 @@ impl Dispatch {
             .chain(in_flight)
             .filter(|origin| scope.covers(origin))
             .count();
-        self.flushes.push(Flush {
+        Flush {
             id,
             scope,
             remaining,
-            reported: match scope {
-                Scope::All => self.reported,
-                Scope::Trace(trace) => self.lost_trace(trace).reported,
+            reported: match scope.trace() {
+                None => self.reported,
+                Some(trace) => self.lost_trace(trace).reported,
             },
-        });
-        self.finish_flushes();
-        id
+        }
     }
 
     fn advance_flushes(&mut self, batch: u64, origin: &Origin) {
@@ -585,12 +675,12 @@ impl Dispatch {
 
     /// What a flush has to report: everything lost since the last flush of its scope that was heard.
     fn report_of(&self, flush: &Flush) -> Report {
-        let total = match flush.scope {
-            Scope::All => Losses {
+        let total = match flush.scope.trace() {
+            None => Losses {
                 failed: self.stats.failed,
                 dropped: self.stats.dropped.total(),
             },
-            Scope::Trace(trace) => self.lost_trace(trace).total,
+            Some(trace) => self.lost_trace(trace).total,
         };
         Report {
             losses: total.minus(flush.reported),
@@ -603,9 +693,9 @@ impl Dispatch {
         let Some((scope, total)) = report.covers else {
             return;
         };
-        let reported = match scope {
-            Scope::All => &mut self.reported,
-            Scope::Trace(trace) => match self.lost_traces.get_mut(&trace) {
+        let reported = match scope.trace() {
+            None => &mut self.reported,
+            Some(trace) => match self.lost_traces.get_mut(&trace) {
                 Some(lost) => &mut lost.reported,
                 None => return,
             },
@@ -651,8 +741,9 @@ impl Dispatch {
         for (trace, requests) in self.registry.clear() {
             self.send_off(trace, requests);
         }
-        if !self.late.is_empty() {
-            self.take_late();
+        self.take_late();
+        for (trace, request) in self.late.clear() {
+            self.send_off_request(RequestId::late(trace), request);
         }
         self.due.clear();
     }
@@ -715,7 +806,7 @@ impl Dispatch {
 
     /// Whether there is something new for the driver: a queue that is due, or a batch.
     pub(crate) fn has_news(&self) -> bool {
-        self.batches_made > 0 || !self.due.is_empty() || !self.late.is_empty() || self.has_garbage()
+        self.batches_made > 0 || !self.due.is_empty() || self.late.is_due() || self.has_garbage()
     }
 
     /// Whether the driver sleeps while there is something new for it. Says so once.
@@ -744,6 +835,33 @@ impl Dispatch {
     }
 }
 
+// ===== impl Late =====
+
+impl Late {
+    /// Whether the next tick has late spans to take.
+    fn is_due(&self) -> bool {
+        matches!(self, Late::Together(spans) if !spans.is_empty())
+    }
+
+    fn covered_by(&self, scope: Scope) -> bool {
+        match self {
+            Late::Together(spans) => spans.iter().any(|span| scope.covers_span(span)),
+            Late::ByTrace(_) => false,
+        }
+    }
+
+    /// Takes out everything that is kept by trace.
+    fn clear(&mut self) -> Vec<(TraceId, Request)> {
+        let mut all = Vec::new();
+        if let Late::ByTrace(traces) = self {
+            while let Some(late) = traces.pop_lru() {
+                all.push(late);
+            }
+        }
+        all
+    }
+}
+
 // ===== impl Origin =====
 
 impl Origin {
@@ -758,11 +876,23 @@ impl Origin {
 // ===== impl Scope =====
 
 impl Scope {
+    /// The trace whose losses it reports. `None` is all of them.
+    fn trace(self) -> Option<TraceId> {
+        match self {
+            Scope::All => None,
+            Scope::Trace(trace) => Some(trace),
+            #[cfg(any(test, target_family = "wasm"))]
+            Scope::Request(id) => Some(id.trace),
+        }
+    }
+
     fn covers(self, origin: &Origin) -> bool {
         match (self, origin) {
             (Scope::All, _) => true,
             (Scope::Trace(trace), Origin::Request(id)) => id.trace == trace,
             (Scope::Trace(trace), Origin::Late(traces)) => traces.contains(&trace),
+            #[cfg(any(test, target_family = "wasm"))]
+            (Scope::Request(id), origin) => matches!(origin, Origin::Request(of) if *of == id),
         }
     }
 
@@ -770,9 +900,15 @@ impl Scope {
         match self {
             Scope::All => true,
             Scope::Trace(trace) => span.span_context.trace_id() == trace,
+            #[cfg(any(test, target_family = "wasm"))]
+            Scope::Request(_) => false,
         }
     }
 }
+
+#[cfg(any(test, target_family = "wasm"))]
+#[path = "dispatch_workers.rs"]
+mod workers;
 
 #[cfg(test)]
 #[path = "dispatch_model.rs"]

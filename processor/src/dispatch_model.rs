@@ -6,6 +6,9 @@
 //! - a request that is over has left nothing behind (R9).
 //!
 //! In the end everything is drained: each span that ended was exported, failed or dropped, exactly once.
+//!
+//! All of that holds natively and in Workers, where batches are not bounded by their size, late spans of two traces never
+//! share one, and a request that has used up its exports needs its pauses to end.
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -27,6 +30,7 @@ const MAX_SPANS_PER_TRACE: usize = 8;
 const MAX_BATCH_SIZE: usize = 3;
 const MAX_PENDING: usize = 12;
 const MAX_CONCURRENT: usize = 2;
+const MAX_EXPORTS: usize = 2;
 
 #[derive(Clone, Debug)]
 enum Action {
@@ -53,6 +57,10 @@ enum Action {
     FlushTrace {
         trace: u128,
     },
+    /// Of a span's request, if it is the root of one.
+    FlushRequest {
+        root: usize,
+    },
 }
 
 fn action() -> impl Strategy<Value = Action> {
@@ -70,6 +78,7 @@ fn action() -> impl Strategy<Value = Action> {
         1 => Just(Action::Expire),
         1 => Just(Action::FlushAll),
         1 => (1..6u128).prop_map(|trace| Action::FlushTrace { trace }),
+        1 => any::<usize>().prop_map(|root| Action::FlushRequest { root }),
     ]
 }
 
@@ -204,20 +213,36 @@ struct Pair {
     seen: HashSet<u64>,
     sampled: HashSet<u64>,
     tenants: u64,
+    platform: Platform,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Platform {
+    Native,
+    Workers,
 }
 
 impl Pair {
     fn new(trigger: FlushTrigger) -> Self {
+        Self::on(Platform::Native, trigger)
+    }
+
+    fn on(platform: Platform, trigger: FlushTrigger) -> Self {
         let config = Config::default()
             .with_max_traces(MAX_TRACES)
             .with_max_spans_per_trace(MAX_SPANS_PER_TRACE)
             .with_max_batch_size(MAX_BATCH_SIZE)
             .with_max_pending_spans(MAX_PENDING)
             .with_max_concurrent_exports(MAX_CONCURRENT)
+            .with_max_exports_per_request(MAX_EXPORTS)
             .with_flush_trigger(trigger);
         let fallback = Context::new().with_value(FALLBACK);
         Self {
-            dispatch: Dispatch::new(&config, fallback, true),
+            dispatch: match platform {
+                Platform::Native => Dispatch::new(&config, fallback, true),
+                Platform::Workers => Dispatch::for_workers(&config, fallback, true),
+            },
+            platform,
             model: Model::default(),
             in_flight: Vec::new(),
             seen: HashSet::new(),
@@ -263,8 +288,29 @@ impl Pair {
                 self.dispatch
                     .begin_flush(Scope::Trace(TraceId::from(trace)));
             }
+            Action::FlushRequest { root } => self.flush_request(root),
         }
         self.check();
+    }
+
+    fn flush_request(&mut self, root: usize) {
+        if self.model.next_id == 0 {
+            return;
+        }
+        let root = root as u64 % self.model.next_id + 1;
+        let id = RequestId {
+            trace: TraceId::from(self.model.trace_of[&root]),
+            root: SpanId::from(root),
+        };
+        let flush = self.dispatch.open_flush(Scope::Request(id));
+        let pending = |batch: &&Batch| matches!(&batch.origin, Origin::Request(of) if *of == id);
+        let in_flight = self.in_flight.iter().filter(pending);
+        // What was given up is done, although the exporter still has it.
+        let in_flight = in_flight.filter(|batch| self.dispatch.in_flight(batch.id).is_some());
+        let remains = in_flight.count() + self.dispatch.waiting.iter().filter(pending).count();
+        assert_eq!(self.dispatch.done(&flush).is_none(), remains > 0);
+        let queued = self.dispatch.request(id).map_or(0, |r| r.queue.len());
+        assert_eq!(queued, 0);
     }
 
     fn start_child(&mut self, parent: usize, known: bool) {
@@ -316,7 +362,13 @@ impl Pair {
         let Some(batch) = self.dispatch.next_batch(Some(Instant::now())) else {
             return;
         };
-        assert!(!batch.spans.is_empty() && batch.spans.len() <= MAX_BATCH_SIZE);
+        let max = match self.platform {
+            Platform::Native => MAX_BATCH_SIZE,
+            Platform::Workers => MAX_PENDING,
+        };
+        assert!(!batch.spans.is_empty() && batch.spans.len() <= max);
+        let traces: HashSet<TraceId> = batch.spans.iter().map(trace_of).collect();
+        assert!(self.platform == Platform::Native || traces.len() == 1);
         let tenant = batch
             .context
             .get::<Tenant>()
@@ -344,11 +396,11 @@ impl Pair {
         let stats = self.dispatch.stats();
         assert!(stats.is_balanced(), "{stats:?}");
         assert!(stats.pending() <= MAX_PENDING as u64);
-        assert!(self.in_flight.len() <= MAX_CONCURRENT);
+        assert!(self.platform == Platform::Workers || self.in_flight.len() <= MAX_CONCURRENT);
         assert_eq!(stats.traces, self.model.traces.len() as u64);
         let live = |id: &RequestId| {
             let trace = self.dispatch.registry.roots(id.trace);
-            trace.contains(id)
+            trace.contains(id) || id.is_late()
         };
         assert!(
             self.dispatch.held.iter().all(live),
@@ -359,6 +411,7 @@ impl Pair {
     /// Spans leave while others of their request are open (R4).
     fn stream_out(&mut self) {
         for _ in 0..100 {
+            self.end_pauses();
             self.apply(&Action::Tick);
             self.let_out();
         }
@@ -377,13 +430,22 @@ impl Pair {
         }
         // Nothing but ticks is needed to let everything out: no flush, no further span.
         for _ in 0..100 {
+            self.end_pauses();
             self.dispatch.tick(64);
             self.let_out();
         }
         let stats = self.dispatch.stats();
         assert_eq!((stats.pending(), stats.traces), (0, 0), "{stats:?}");
         assert_eq!(self.seen, self.sampled);
-        assert!(self.dispatch.held.is_empty() && self.dispatch.flushes.is_empty());
+        assert!(
+            self.dispatch.held.iter().all(|id| id.is_late()) && self.dispatch.flushes.is_empty()
+        );
+    }
+
+    fn end_pauses(&mut self) {
+        for (id, _) in self.dispatch.take_paced() {
+            self.dispatch.end_pause(id);
+        }
     }
 
     fn let_out(&mut self) {
@@ -401,26 +463,35 @@ impl Pair {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2_000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 4_000, ..ProptestConfig::default() })]
 
     /// Scenario: any sequence of starts, ends, ticks, exports, failures, timeouts and flushes, with either trigger.
-    /// Guarantees: the properties at the top of this file.
+    /// Guarantees: the properties at the top of this file, natively and in Workers.
     #[test]
     fn dispatch_agrees_with_its_model(
         actions in prop::collection::vec(action(), 1..120),
         root_end in any::<bool>(),
+        workers in any::<bool>(),
     ) {
         let trigger = match root_end {
             true => FlushTrigger::LocalRootEnd,
             false => FlushTrigger::NextTick,
         };
-        let mut pair = Pair::new(trigger);
+        let platform = match workers {
+            true => Platform::Workers,
+            false => Platform::Native,
+        };
+        let mut pair = Pair::on(platform, trigger);
         actions.iter().for_each(|action| pair.apply(action));
         if trigger == FlushTrigger::NextTick {
             pair.stream_out();
         }
         pair.drain();
     }
+}
+
+fn trace_of(span: &SpanData) -> TraceId {
+    span.span_context.trace_id()
 }
 
 /// A request with an open root, and a child that has ended and is in flight.
@@ -480,4 +551,206 @@ fn last_batch_of_a_request_waits_for_nothing() {
     assert_eq!(pair.dispatch.stats().traces, 0);
     pair.apply(&Action::NextBatch);
     assert_eq!(pair.in_flight.len(), 2);
+}
+
+/// In a Worker, one request of trace 1 with root 1.
+struct Lone {
+    dispatch: Dispatch,
+    last: u64,
+}
+
+impl Lone {
+    fn new() -> Self {
+        let config = Config::default()
+            .with_max_traces(1)
+            .with_max_batch_size(MAX_BATCH_SIZE)
+            .with_max_exports_per_request(MAX_EXPORTS)
+            .with_flush_trigger(FlushTrigger::LocalRootEnd);
+        let mut dispatch = Dispatch::for_workers(&config, Context::new(), true);
+        dispatch.start_root(root_of(1), Context::new());
+        Self { dispatch, last: 1 }
+    }
+
+    /// One whose root is open, and that has used up its exports.
+    fn without_exports_left() -> Self {
+        let mut lone = Self::new();
+        for n in 1..=MAX_EXPORTS {
+            (0..MAX_BATCH_SIZE).for_each(|_| lone.end_a_child());
+            assert_eq!(lone.export(), [MAX_BATCH_SIZE], "export {n}");
+        }
+        lone
+    }
+
+    fn start_a_child(&mut self) -> u64 {
+        self.last += 1;
+        let (trace, parent) = (TraceId::from(1), SpanId::from(1));
+        self.dispatch
+            .start_child(trace, parent, SpanId::from(self.last));
+        self.last
+    }
+
+    fn end_a_child(&mut self) {
+        let child = self.start_a_child();
+        self.end(child);
+    }
+
+    fn end(&mut self, id: u64) {
+        self.dispatch.end(&mut Some(crate::testing::span(1, id)));
+    }
+
+    /// Exports everything that may leave. Returns the sizes of the batches.
+    fn export(&mut self) -> Vec<usize> {
+        let mut sizes = Vec::new();
+        self.dispatch.tick(64);
+        while let Some(batch) = self.dispatch.next_batch(None) {
+            sizes.push(batch.spans.len());
+            self.dispatch.complete(batch.id, Outcome::Exported);
+            self.dispatch.tick(64);
+        }
+        sizes
+    }
+}
+
+fn root_of(trace: u128) -> RequestId {
+    RequestId {
+        trace: TraceId::from(trace),
+        root: SpanId::from(1),
+    }
+}
+
+/// Scenario: in a Worker, many more spans end than a request has exports for; then its root ends, and more spans end.
+/// Guarantees: the queue grows instead, leaves as one when the root ends, and then at intervals that double.
+#[test]
+fn request_without_exports_left_sends_one_more_with_its_root_and_then_ever_more_rarely() {
+    let mut lone = Lone::without_exports_left();
+    lone.start_a_child();
+    (0..20).for_each(|_| lone.end_a_child());
+    assert_eq!(lone.export(), []);
+    lone.end(1);
+    assert_eq!(lone.export(), [21]);
+
+    let mut pauses = Vec::new();
+    for _ in 0..8 {
+        lone.end_a_child();
+        assert_eq!(lone.export(), [], "after {pauses:?}");
+        let paced = lone.dispatch.take_paced();
+        pauses.extend(paced.iter().map(|(_, pause)| pause.as_millis()));
+        lone.end_a_child();
+        lone.dispatch.end_pause(paced[0].0);
+        assert_eq!(lone.export(), [2]);
+    }
+    assert_eq!(pauses, [250, 500, 1000, 2000, 4000, 8000, 8000, 8000]);
+}
+
+/// Scenario: in a Worker, a request has used up its exports, and is over, or is flushed, or evicted.
+/// Guarantees: what is queued leaves at once.
+#[test]
+fn what_was_put_off_leaves_with_the_request_with_a_flush_and_with_an_eviction() {
+    type Out = fn(&mut Lone);
+    let ways: [(&str, Out); 4] = [
+        ("over", |lone| lone.end(1)),
+        ("flushed", |lone| {
+            lone.dispatch.open_flush(Scope::Request(root_of(1)));
+        }),
+        ("all flushed", |lone| {
+            lone.dispatch.open_flush(Scope::All);
+        }),
+        ("evicted", |lone| {
+            lone.dispatch.start_root(root_of(2), Context::new());
+        }),
+    ];
+    for (way, out) in ways {
+        let mut lone = Lone::without_exports_left();
+        (0..20).for_each(|_| lone.end_a_child());
+        assert_eq!(lone.export(), [], "{way}");
+        out(&mut lone);
+        assert_eq!(lone.export().len(), 1, "{way}");
+        assert_eq!(lone.dispatch.stats().queued, 0, "{way}");
+    }
+}
+
+/// Scenario: in a Worker, a queue fills up again and again, and no export ends.
+/// Guarantees: a request has only so many exports at once.
+#[test]
+fn request_has_only_so_many_exports_at_once() {
+    let config = Config::default()
+        .with_max_batch_size(1)
+        .with_max_concurrent_exports(3);
+    let mut lone = Lone::new();
+    lone.dispatch = Dispatch::for_workers(&config, Context::new(), true);
+    lone.dispatch.start_root(root_of(1), Context::new());
+    (0..20).for_each(|_| lone.end_a_child());
+    let under_way: Vec<Batch> = std::iter::from_fn(|| lone.dispatch.next_batch(None)).collect();
+    assert_eq!(under_way.len(), 3);
+    assert_eq!(lone.dispatch.stats().queued, 17);
+}
+
+/// Scenario: in a Worker, spans of a trace that nobody knows end one after the other.
+/// Guarantees: they leave by themselves, but no oftener than those of a request: each export costs their request as much.
+#[test]
+fn late_spans_have_the_allowance_of_a_request() {
+    let mut pair = Pair::on(Platform::Workers, FlushTrigger::LocalRootEnd);
+    for n in 0..10 {
+        let mut span = Some(crate::testing::span(9, n + 1));
+        pair.dispatch.end(&mut span);
+        pair.dispatch.tick(64);
+        while let Some(batch) = pair.dispatch.next_batch(None) {
+            pair.dispatch.complete(batch.id, Outcome::Exported);
+        }
+    }
+    let stats = pair.dispatch.stats();
+    assert_eq!((stats.exports, stats.queued), (MAX_EXPORTS as u64, 8));
+    let [(id, _)] = pair.dispatch.take_paced()[..] else {
+        panic!("one pause");
+    };
+    pair.dispatch.end_pause(id);
+    pair.dispatch.tick(64);
+    assert_eq!(
+        pair.dispatch.next_batch(None).map(|b| b.spans.len()),
+        Some(8)
+    );
+}
+
+/// Scenario: in a Worker, late spans of very many traces wait for their turn.
+/// Guarantees: of the traces beyond those that are remembered, they leave at once.
+#[test]
+fn late_spans_of_forgotten_traces_leave_at_once() {
+    let config = Config::default().with_max_exports_per_request(1);
+    let mut dispatch = Dispatch::for_workers(&config, Context::new(), true);
+    let traces = LATE_TRACES as u128 + 100;
+    for id in 1..=2 {
+        for trace in 1..=traces {
+            dispatch.end(&mut Some(crate::testing::span(trace, id)));
+            dispatch.tick(usize::MAX);
+        }
+        while let Some(batch) = dispatch.next_batch(None) {
+            dispatch.complete(batch.id, Outcome::Exported);
+        }
+    }
+    let stats = dispatch.stats();
+    assert!(stats.is_balanced());
+    assert!(stats.queued <= LATE_TRACES as u64, "{stats:?}");
+    dispatch.close();
+    assert_eq!(dispatch.stats().queued, 0);
+}
+
+/// Scenario: in a Worker, work keeps a request open after its last span has ended, and starts a span then.
+/// Guarantees: the span is the request's own; the request is over when the work is.
+#[test]
+fn request_that_is_kept_open_has_the_spans_that_start_later() {
+    let config = Config::default();
+    let mut dispatch = Dispatch::for_workers(&config, Context::new(), true);
+    let trace = TraceId::from(1);
+    let root = SpanId::from(1);
+    let hold = SpanId::from(7);
+    dispatch.start_root(RequestId { trace, root }, Context::new());
+    dispatch.start_child(trace, root, hold);
+    dispatch.end(&mut Some(crate::testing::span(1, 1)));
+    dispatch.start_child(trace, root, SpanId::from(2));
+    dispatch.end(&mut Some(crate::testing::span(1, 2)));
+    assert_eq!(dispatch.stats().traces, 1);
+    dispatch.release(trace, hold);
+    assert_eq!(dispatch.stats().traces, 0);
+    assert_eq!(dispatch.stats().late.total(), 0);
+    assert_eq!(dispatch.stats().ended, 2);
 }

@@ -78,6 +78,8 @@ pub enum Deadlock {
     /// The calling thread is the only one that could drive the runtime that the exporter needs, and no export made
     /// progress while the call was waiting.
     RuntimeBlocked,
+    /// A Cloudflare Worker has one thread, and no way to wait on it. What was queued is on its way.
+    NoThreads,
 }
 
 impl fmt::Display for FlushError {
@@ -96,6 +98,10 @@ impl fmt::Display for FlushError {
                 "this call blocks the only thread of the runtime that the exporter needs; \
                  use `handle.flush().await`, or `handle.shutdown().await`, or build the exporter \
                  with `PerRequestSpanProcessor::builder_with`",
+            ),
+            Self::WouldDeadlock(Deadlock::NoThreads) => f.write_str(
+                "what was queued is on its way, but nothing can wait for it synchronously in a Worker; \
+                 use `handle.flush().await`, or `handle.shutdown().await`",
             ),
             Self::AlreadyShutdown => f.write_str("the processor is shut down"),
         }

@@ -3,12 +3,19 @@
 use std::future::Future;
 use std::time::Duration;
 
-use futures_channel::oneshot;
+#[cfg(target_family = "wasm")]
+use opentelemetry::Context;
+#[cfg(target_family = "wasm")]
+use opentelemetry::trace::TraceContextExt as _;
 use opentelemetry::trace::TraceId;
 
 use crate::dispatch::Scope;
 use crate::error::FlushError;
-use crate::runtime::{Answer, Shared, Told};
+#[cfg(target_family = "wasm")]
+use crate::request::RequestId;
+#[cfg(target_family = "wasm")]
+use crate::runtime::Hold;
+use crate::runtime::Shared;
 use crate::stats::Stats;
 use crate::sync::Arc;
 
@@ -104,7 +111,8 @@ impl Handle {
         &self,
         timeout: Duration,
     ) -> impl Future<Output = Result<(), FlushError>> + Send + use<> {
-        outcome(self.start(|shared, answer| shared.shutdown(timeout, answer)))
+        let shutdown = self.shared.as_ref().map(|shared| shared.shutdown(timeout));
+        done_or(shutdown)
     }
 
     /// The processor's numbers at this moment. All zero if the processor is not enabled.
@@ -117,44 +125,50 @@ impl Handle {
             .unwrap_or_default()
     }
 
+    /// As [`flush`](Self::flush), for one request.
+    #[cfg(target_family = "wasm")]
+    pub(crate) fn flush_request(
+        &self,
+        id: RequestId,
+    ) -> impl Future<Output = Result<(), FlushError>> + Send + use<> {
+        self.flush_scope(Scope::Request(id), None)
+    }
+
+    /// Keeps the request open that the active span of `cx` belongs to, if there is one.
+    #[cfg(target_family = "wasm")]
+    pub(crate) fn hold(&self, cx: &Context) -> Option<Hold> {
+        let shared = self.shared.clone()?;
+        let span = cx.span();
+        let parent = span.span_context();
+        parent
+            .is_valid()
+            .then(|| Hold::new(shared, parent.trace_id(), parent.span_id()))
+    }
+
+    #[cfg(target_family = "wasm")]
+    pub(crate) fn shared(&self) -> Option<&Arc<Shared>> {
+        self.shared.as_ref()
+    }
+
     fn flush_scope(
         &self,
         scope: Scope,
         timeout: Option<Duration>,
     ) -> impl Future<Output = Result<(), FlushError>> + Send + use<> {
-        outcome(self.start(|shared, answer| {
+        let flush = self.shared.as_ref().map(|shared| {
             let timeout = timeout.unwrap_or_else(|| shared.default_timeout());
-            shared.flush(scope, timeout, answer);
-        }))
-    }
-
-    /// Starts something now, that is answered later.
-    fn start(&self, start: impl FnOnce(&Arc<Shared>, Answer)) -> Option<Answered> {
-        let shared = self.shared.clone()?;
-        let (answer, told) = oneshot::channel();
-        start(
-            &shared,
-            Box::new(move |message| {
-                // Nobody listens any more if the future was dropped.
-                let _ = answer.send(message);
-            }),
-        );
-        Some(Answered { shared, told })
+            shared.flush(scope, timeout)
+        });
+        done_or(flush)
     }
 }
 
-struct Answered {
-    shared: Arc<Shared>,
-    told: oneshot::Receiver<Told>,
-}
-
-/// Ends with the result. Only then it counts as heard: a future that is dropped before has told nobody.
-async fn outcome(answered: Option<Answered>) -> Result<(), FlushError> {
-    match answered {
+/// What is not enabled has nothing to wait for.
+async fn done_or(
+    work: Option<impl Future<Output = Result<(), FlushError>>>,
+) -> Result<(), FlushError> {
+    match work {
         None => Ok(()),
-        Some(Answered { shared, told }) => match told.await {
-            Ok(told) => shared.hear(told),
-            Err(oneshot::Canceled) => Err(FlushError::AlreadyShutdown),
-        },
+        Some(work) => work.await,
     }
 }

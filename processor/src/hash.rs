@@ -15,10 +15,20 @@ pub(crate) struct IdHash {
 
 impl Default for IdHash {
     fn default() -> Self {
-        Self {
-            key: RandomState::new().hash_one(ODD),
-        }
+        Self { key: random_key() }
     }
+}
+
+#[cfg(not(target_family = "wasm"))]
+fn random_key() -> u64 {
+    RandomState::new().hash_one(ODD)
+}
+
+/// The standard library's keys are the same in every instance here.
+#[cfg(target_family = "wasm")]
+fn random_key() -> u64 {
+    // Outside of a request there is no randomness.
+    getrandom::u64().unwrap_or_else(|_| RandomState::new().hash_one(ODD))
 }
 
 impl BuildHasher for IdHash {

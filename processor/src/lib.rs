@@ -72,7 +72,10 @@
 
 #![forbid(unsafe_code)]
 
+mod clock;
 mod config;
+// Each runtime uses a part of it. Natively all of that is looked at, so nothing dead stays there.
+#[cfg_attr(target_family = "wasm", allow(dead_code))]
 mod dispatch;
 mod error;
 mod export;
@@ -89,12 +92,23 @@ mod stats;
 mod sync;
 #[cfg(test)]
 mod testing;
+#[cfg(target_family = "wasm")]
+pub mod workers;
+
+#[cfg(all(
+    target_family = "wasm",
+    not(all(target_os = "unknown", feature = "worker"))
+))]
+compile_error!(
+    "on wasm this crate works in Cloudflare Workers only: build it for wasm32-unknown-unknown, with the feature `worker`"
+);
 
 pub use config::{
     Config, DEFAULT_EXPORT_TIMEOUT, DEFAULT_MAX_BATCH_SIZE, DEFAULT_MAX_CONCURRENT_EXPORTS,
-    DEFAULT_MAX_PENDING_SPANS, DEFAULT_MAX_SPANS_PER_TRACE, DEFAULT_MAX_TRACES, ENABLED,
-    EXPORT_TIMEOUT_MS, FLUSH_TRIGGER, FlushTrigger, MAX_BATCH_SIZE, MAX_CONCURRENT_EXPORTS,
-    MAX_PENDING_SPANS, MAX_SPANS_PER_TRACE, MAX_TRACES,
+    DEFAULT_MAX_EXPORTS_PER_REQUEST, DEFAULT_MAX_PENDING_SPANS, DEFAULT_MAX_SPANS_PER_TRACE,
+    DEFAULT_MAX_TRACES, ENABLED, EXPORT_TIMEOUT_MS, FLUSH_TRIGGER, FlushTrigger, MAX_BATCH_SIZE,
+    MAX_CONCURRENT_EXPORTS, MAX_EXPORTS_PER_REQUEST, MAX_PENDING_SPANS, MAX_SPANS_PER_TRACE,
+    MAX_TRACES,
 };
 pub use error::{ConfigError, Deadlock, FlushError};
 pub use handle::Handle;

@@ -1,16 +1,21 @@
 //! What the user should hear about, at a limited rate.
 //!
 //! Spans end on the threads of the host, in places where even a log line could do harm (inside a borrow of the current
-//! context, for one). So what happens there is only noted here, and the driver says it later. Pure: the time is an
+//! context, for one). So what happens there is only noted here, and said later. Pure: the time is an
 //! argument.
 
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::fmt;
+use std::time::Duration;
 
+#[cfg(not(target_family = "wasm"))]
 use opentelemetry::otel_warn;
 use opentelemetry::trace::TraceId;
 
+use crate::clock::Instant;
 use crate::stats::{DropReason, LateReason};
+#[cfg(target_family = "wasm")]
+use crate::workers::console;
 
 /// Each kind of notice is said at most this often. What came in between is counted.
 const QUIET: Duration = Duration::from_secs(10);
@@ -22,7 +27,10 @@ pub(crate) enum Kind {
     Dropped(DropReason),
     ExportFailed,
     ProjectionPanicked,
+    #[cfg(not(target_family = "wasm"))]
     NoWorker,
+    #[cfg(target_family = "wasm")]
+    OutsideRequest,
 }
 
 /// An example of what is noted, to go with the count.
@@ -108,54 +116,82 @@ impl Notices {
 
 impl Notice {
     /// Logs the line. Never under a lock.
+    #[cfg(not(target_family = "wasm"))]
     pub(crate) fn say(&self) {
         let spans = self.spans;
-        let example = match &self.example {
-            Example::Trace(trace) => trace.to_string(),
-            Example::Error(error) => error.clone(),
-            Example::None => String::new(),
-        };
+        let example = self.example.to_string();
+        let (example, message) = (example.as_str(), self.message());
         match self.kind {
             Kind::Late(reason) => {
-                otel_warn!(
-                    name: "PerRequestSpanProcessor.LateSpans",
-                    reason = reason.as_str(),
-                    spans = spans,
-                    trace_id = example.as_str(),
-                    message = "spans ended after the state of their request was gone; they leave under the fallback context"
-                );
+                otel_warn!(name: "PerRequestSpanProcessor.LateSpans", reason = reason.as_str(), spans = spans, trace_id = example, message = message);
             }
             Kind::Dropped(reason) => {
-                otel_warn!(
-                    name: "PerRequestSpanProcessor.SpansDropped",
-                    reason = reason.as_str(),
-                    spans = spans,
-                    trace_id = example.as_str(),
-                    message = "spans were dropped"
-                );
+                otel_warn!(name: "PerRequestSpanProcessor.SpansDropped", reason = reason.as_str(), spans = spans, trace_id = example, message = message);
             }
             Kind::ExportFailed => {
-                otel_warn!(
-                    name: "PerRequestSpanProcessor.ExportFailed",
-                    spans = spans,
-                    error = example.as_str(),
-                    message = "spans failed to export and are lost"
-                );
+                otel_warn!(name: "PerRequestSpanProcessor.ExportFailed", spans = spans, error = example, message = message);
             }
             Kind::ProjectionPanicked => {
-                otel_warn!(
-                    name: "PerRequestSpanProcessor.ProjectionPanicked",
-                    requests = spans,
-                    message = "the context projection panicked; these requests are exported under the fallback context"
-                );
+                otel_warn!(name: "PerRequestSpanProcessor.ProjectionPanicked", requests = spans, message = message);
             }
             Kind::NoWorker => {
-                otel_warn!(
-                    name: "PerRequestSpanProcessor.NoWorker",
-                    error = example.as_str(),
-                    message = "a thread for exports could not be started; trying again"
-                );
+                otel_warn!(name: "PerRequestSpanProcessor.NoWorker", error = example, message = message);
             }
+        }
+    }
+
+    /// Prints the line on the console of the Worker. Lost spans are an error.
+    #[cfg(target_family = "wasm")]
+    pub(crate) fn say(&self) {
+        let line = self.line();
+        match self.kind {
+            Kind::Dropped(_) | Kind::ExportFailed => console::error(&line),
+            Kind::Late(_) | Kind::ProjectionPanicked | Kind::OutsideRequest => console::warn(&line),
+        }
+    }
+
+    #[cfg(target_family = "wasm")]
+    fn line(&self) -> String {
+        let (message, spans, example) = (self.message(), self.spans, &self.example);
+        match self.kind {
+            Kind::Late(reason) => {
+                format!("{message} (reason {reason}, {spans} spans, trace {example})")
+            }
+            Kind::Dropped(reason) => {
+                format!("{message} (reason {reason}, {spans} spans, trace {example})")
+            }
+            Kind::ExportFailed => format!("{message}: {example} ({spans} spans)"),
+            Kind::ProjectionPanicked => format!("{message} ({spans} requests)"),
+            Kind::OutsideRequest => message.to_owned(),
+        }
+    }
+
+    fn message(&self) -> &'static str {
+        match self.kind {
+            Kind::Late(_) => {
+                "spans ended after the state of their request was gone; they leave under the fallback context"
+            }
+            Kind::Dropped(_) => "spans were dropped",
+            Kind::ExportFailed => "spans failed to export and are lost",
+            Kind::ProjectionPanicked => {
+                "the context projection panicked; these requests are exported under the fallback context"
+            }
+            #[cfg(not(target_family = "wasm"))]
+            Kind::NoWorker => "a thread for exports could not be started; trying again",
+            #[cfg(target_family = "wasm")]
+            Kind::OutsideRequest => {
+                "spans ended outside of a request, where nothing can be sent; they leave with the next one"
+            }
+        }
+    }
+}
+
+impl fmt::Display for Example {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Trace(trace) => write!(f, "{trace}"),
+            Self::Error(error) => f.write_str(error),
+            Self::None => Ok(()),
         }
     }
 }

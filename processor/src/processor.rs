@@ -4,14 +4,15 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
+#[cfg(not(target_family = "wasm"))]
+use opentelemetry::otel_info;
 use opentelemetry::trace::{Span as _, TraceContextExt as _};
-use opentelemetry::{Context, otel_info, otel_warn};
+use opentelemetry::{Context, otel_warn};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{Span, SpanData, SpanExporter, SpanProcessor};
 
 use crate::config::Config;
-use crate::dispatch::{Dispatch, Scope};
 use crate::error::ConfigError;
 use crate::export::AnyExporter;
 use crate::handle::Handle;
@@ -84,7 +85,7 @@ impl PerRequestSpanProcessor {
     }
 
     /// What is kept of the context that a local root starts in (R2).
-    fn saved(&self, shared: &Shared, cx: &Context) -> Context {
+    fn saved(&self, shared: &Arc<Shared>, cx: &Context) -> Context {
         let Some(projection) = &self.projection else {
             return strip(cx);
         };
@@ -134,7 +135,7 @@ impl SpanProcessor for PerRequestSpanProcessor {
             return Ok(());
         };
         let timeout = shared.default_timeout();
-        shared.wait_for(|shared, answer| shared.flush(Scope::All, timeout, answer))?;
+        shared.flush_blocking(timeout)?;
         Ok(())
     }
 
@@ -143,15 +144,13 @@ impl SpanProcessor for PerRequestSpanProcessor {
         let Some(shared) = &self.shared else {
             return Ok(());
         };
-        shared
-            .wait_for(|shared, answer| shared.shutdown(timeout, answer))
-            .inspect_err(|error| {
-                // Shutting down is often the work of a drop, where nobody sees the error.
-                otel_warn!(
-                    name: "PerRequestSpanProcessor.ShutdownFailed",
-                    error = error.to_string()
-                );
-            })?;
+        shared.shutdown_blocking(timeout).inspect_err(|error| {
+            // Shutting down is often the work of a drop, where nobody sees the error.
+            otel_warn!(
+                name: "PerRequestSpanProcessor.ShutdownFailed",
+                error = error.to_string()
+            );
+        })?;
         Ok(())
     }
 
@@ -295,7 +294,6 @@ impl Builder {
         config.validate()?;
         let shared = match config.enabled() {
             true => {
-                let dispatch = Dispatch::new(&config, self.fallback.clone(), self.mark_late);
                 let independent = self.runtime.is_some();
                 let runtime = match self.runtime {
                     Some(runtime) => runtime,
@@ -304,17 +302,15 @@ impl Builder {
                 let exporter = self.exporter;
                 Some(Shared::start(
                     &config,
-                    dispatch,
+                    self.fallback.clone(),
+                    self.mark_late,
                     exporter,
                     runtime,
                     independent,
                 )?)
             }
             false => {
-                otel_info!(
-                    name: "PerRequestSpanProcessor.Disabled",
-                    message = "per-request export is switched off; no span will be exported"
-                );
+                say_disabled();
                 None
             }
         };
@@ -328,6 +324,18 @@ impl Builder {
             projection: self.projection,
         })
     }
+}
+
+const DISABLED: &str = "per-request export is switched off; no span will be exported";
+
+#[cfg(not(target_family = "wasm"))]
+fn say_disabled() {
+    otel_info!(name: "PerRequestSpanProcessor.Disabled", message = DISABLED);
+}
+
+#[cfg(target_family = "wasm")]
+fn say_disabled() {
+    crate::workers::console::log(DISABLED);
 }
 
 impl fmt::Debug for Builder {

@@ -16,6 +16,18 @@ pub(crate) struct RequestId {
     pub(crate) root: SpanId,
 }
 
+impl RequestId {
+    /// Names the late spans of a trace, where they are kept by trace. No span has this id.
+    pub(crate) fn late(trace: TraceId) -> Self {
+        let root = SpanId::INVALID;
+        Self { trace, root }
+    }
+
+    pub(crate) fn is_late(self) -> bool {
+        self.root == SpanId::INVALID
+    }
+}
+
 /// Where a request's queue stands with the driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Schedule {
@@ -25,6 +37,15 @@ pub(crate) enum Schedule {
     Due,
     /// The queue waits for an export of this request to end, or for its local root.
     Held,
+    /// The request has used up its exports. The queue waits for its turn, which comes ever more rarely.
+    Paced,
+}
+
+impl Schedule {
+    /// Whether the queue waits for something that is not the next tick.
+    pub(crate) fn waits(self) -> bool {
+        matches!(self, Self::Held | Self::Paced)
+    }
 }
 
 /// A change of plan for a queue.
@@ -32,6 +53,16 @@ pub(crate) enum Schedule {
 pub(crate) struct Change {
     pub(crate) from: Schedule,
     pub(crate) to: Schedule,
+}
+
+/// What a request may spend on exports while it is live. 0 is no limit.
+///
+/// Natively nothing limits it. In a Worker each export is a subrequest, of which every request has few.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Allowance {
+    pub(crate) exports: usize,
+    /// At once.
+    pub(crate) concurrent: usize,
 }
 
 /// The live state of one request.
@@ -44,6 +75,8 @@ pub(crate) struct Request {
     pub(crate) open: u32,
     /// Batches of this request that are waiting or in flight.
     pub(crate) exporting: u32,
+    /// Batches that were taken of this request so far.
+    pub(crate) exports: usize,
     pub(crate) root_ended: bool,
     pub(crate) schedule: Schedule,
 }
@@ -56,6 +89,7 @@ impl Request {
             spans: SpanIds::new(root, usual_spans),
             open: 1,
             exporting: 0,
+            exports: 0,
             root_ended: false,
             schedule: Schedule::Idle,
         }
@@ -66,25 +100,44 @@ impl Request {
         self.spans.root()
     }
 
-    /// Plans when the queue leaves (R4): at the next tick, unless an export of this request is under way or its root is
-    /// still open and the trigger waits for it. Returns what has changed.
-    pub(crate) fn replan(&mut self, trigger: FlushTrigger) -> Option<Change> {
+    /// Plans when the queue leaves (R4): at the next tick, unless an export of this request is under way, its root is still
+    /// open and the trigger waits for it, or it has used up its exports. Returns what has changed.
+    pub(crate) fn replan(&mut self, trigger: FlushTrigger, allowance: Allowance) -> Option<Change> {
         if self.queue.is_empty() || self.schedule == Schedule::Due {
             return None;
         }
         let hold =
             self.exporting > 0 || (trigger == FlushTrigger::LocalRootEnd && !self.root_ended);
-        let to = match hold {
-            true => Schedule::Held,
-            false => Schedule::Due,
+        let to = match (hold, self.may_spend(allowance)) {
+            (true, _) => Schedule::Held,
+            (false, true) => Schedule::Due,
+            (false, false) => Schedule::Paced,
         };
         let from = std::mem::replace(&mut self.schedule, to);
         (from != to).then_some(Change { from, to })
     }
 
+    /// Whether the queue, if it is full, may leave now.
+    pub(crate) fn may_leave(&self, allowance: Allowance) -> bool {
+        let concurrent = allowance.concurrent;
+        let slot = concurrent == 0 || (self.exporting as usize) < concurrent;
+        slot && self.may_spend(allowance)
+    }
+
+    fn may_spend(&self, allowance: Allowance) -> bool {
+        allowance.exports == 0 || self.exports < allowance.exports
+    }
+
+    /// The local root has ended: what is queued may leave, whatever was spent before.
+    pub(crate) fn end_root(&mut self, allowance: Allowance) {
+        self.root_ended = true;
+        self.exports = self.exports.min(allowance.exports.saturating_sub(1));
+    }
+
     /// Takes the queue, to be exported while the request lives on.
     pub(crate) fn take_batch(&mut self) -> (Context, Vec<SpanData>) {
         self.exporting += 1;
+        self.exports += 1;
         (self.context.clone(), std::mem::take(&mut self.queue))
     }
 

@@ -4,9 +4,9 @@ use std::panic::catch_unwind;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::{Shared, State, give};
 use super::{Summons, spawn};
 use crate::notices::{Example, Kind, Notice};
-use crate::runtime::{Shared, State, give};
 use crate::sync::Arc;
 
 /// The driver's period while there is work.

@@ -3,12 +3,12 @@
 use std::collections::{HashMap, VecDeque};
 use std::task::Wake;
 
+use super::Shared;
 use super::spawn;
 use super::worker::{Work, work};
 use crate::export::Export;
 use crate::hash::IdHash;
 use crate::notices::{Example, Kind};
-use crate::runtime::Shared;
 use crate::sync::{Arc, Weak};
 
 /// The most workers, when concurrent exports are not limited.

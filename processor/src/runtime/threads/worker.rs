@@ -8,10 +8,10 @@ use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
 
 use super::Summons;
 use super::pool::{Alarm, Running};
+use super::{Job, Shared, State, drop_quietly, give};
 use crate::dispatch::{Batch, Garbage, Outcome};
 use crate::export::Export;
 use crate::notices::{Example, Kind};
-use crate::runtime::{Job, Shared, State, drop_quietly, give};
 use crate::sync::{Arc, MutexGuard};
 
 /// An exporter whose calls return within this time is quick: it does not block, or hardly.

@@ -17,7 +17,7 @@ mod with_tokio {
     use tokio::runtime::{Builder, Handle, Runtime, RuntimeFlavor};
     use tokio::task::block_in_place;
 
-    use crate::runtime::wait::Probe;
+    use super::super::wait::Probe;
     use crate::sync::{Arc, AtomicBool, Mutex, Ordering};
 
     #[derive(Debug)]
@@ -33,7 +33,7 @@ mod with_tokio {
                 .worker_threads(1)
                 .thread_name("otel-per-request-io")
                 .on_thread_start(|| {
-                    crate::runtime::wait::mark_own_thread();
+                    super::super::wait::mark_own_thread();
                     // For the life of the thread: a task that a client spawns here must not be traced either (R5).
                     std::mem::forget(Context::enter_telemetry_suppressed_scope());
                 })
@@ -132,8 +132,8 @@ mod without_tokio {
 
         pub(crate) fn stop(&self) {}
 
-        pub(crate) fn probe(&self) -> crate::runtime::wait::Probe {
-            crate::runtime::wait::Probe::none()
+        pub(crate) fn probe(&self) -> super::super::wait::Probe {
+            super::super::wait::Probe::none()
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Synchronous waiting, where it can end.
+//! Waiting for an answer: as a future, or synchronously, where that can end.
 //!
 //! A thread that waits cannot drive anything else. That is a deadlock in two places: inside an export, which would wait
 //! for itself, and on the only thread of a runtime that the exporter needs (a gRPC channel that was built in a
@@ -7,11 +7,15 @@
 //! multi-thread runtime hands over its other tasks before it waits.
 
 use std::cell::Cell;
+use std::future::Future;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use futures_channel::oneshot;
+
+use super::{Answer, Shared, Told};
 use crate::error::{Deadlock, FlushError};
-use crate::runtime::{Answer, Shared, Told};
+
 use crate::sync::{Arc, AtomicBool, Ordering};
 
 /// How long a wait on a blocked runtime goes on while no export makes progress.
@@ -34,19 +38,35 @@ fn is_own_thread() -> bool {
 }
 
 impl Shared {
-    /// Starts something and blocks until it is answered, or until waiting is known to be in vain.
-    pub(crate) fn wait_for(
+    /// An answer that is to be given, and the future of whoever waits for it. Only a future that ends has told somebody.
+    pub(super) fn answer(
         self: &Arc<Self>,
-        start: impl FnOnce(&Arc<Self>, Answer),
-    ) -> Result<(), FlushError> {
+    ) -> (
+        Answer,
+        impl Future<Output = Result<(), FlushError>> + Send + use<>,
+    ) {
+        let (answer, told) = oneshot::channel();
+        let answer: Answer = Box::new(move |message| {
+            // Nobody listens any more if the future was dropped.
+            let _ = answer.send(message);
+        });
+        let shared = self.clone();
+        let heard = async move {
+            match told.await {
+                Ok(told) => shared.hear(told),
+                Err(oneshot::Canceled) => Err(FlushError::AlreadyShutdown),
+            }
+        };
+        (answer, heard)
+    }
+
+    /// Starts something and blocks until it is answered, or until waiting is known to be in vain.
+    pub(super) fn wait_for(&self, start: impl FnOnce(Answer)) -> Result<(), FlushError> {
         let (answer, answered) = mpsc::channel();
-        start(
-            self,
-            Box::new(move |told| {
-                // Nobody listens any more if the wait ended early.
-                let _ = answer.send(told);
-            }),
-        );
+        start(Box::new(move |told| {
+            // Nobody listens any more if the wait ended early.
+            let _ = answer.send(told);
+        }));
         if is_own_thread() {
             return match answered.try_recv() {
                 Ok(told) => self.hear(told),

@@ -1,0 +1,71 @@
+//! What only a Worker asks of the dispatch: there, nothing may wait for another request (R13), and a request has few exports.
+
+use std::time::Duration;
+
+use lru::LruCache;
+use opentelemetry::Context;
+use opentelemetry::trace::{SpanId, TraceId};
+
+use super::{Dispatch, Flush, Late, Report};
+use crate::config::Config;
+use crate::hash::IdHash;
+use crate::registry::Lookup;
+use crate::request::{Allowance, Change, RequestId, Schedule};
+
+impl Dispatch {
+    /// The same for Workers, where nothing may wait for another request (R13): what bounds concurrent exports is counted
+    /// for each request by itself, and so is the number of its exports.
+    pub(crate) fn for_workers(config: &Config, fallback: Context, mark_late: bool) -> Self {
+        Self {
+            max_concurrent_exports: 0,
+            allowance: Allowance {
+                exports: config.max_exports_per_request(),
+                concurrent: config.max_concurrent_exports(),
+            },
+            late: Late::ByTrace(LruCache::unbounded_with_hasher(IdHash::default())),
+            ..Self::new(config, fallback, mark_late)
+        }
+    }
+
+    /// Lets go of a request that was kept open by a child that is no span.
+    pub(crate) fn release(&mut self, trace: TraceId, hold: SpanId) {
+        if self.closed {
+            return;
+        }
+        if let Lookup::Known(request) = self.registry.end(trace, hold) {
+            request.open -= 1;
+            let (root, open) = (request.root(), request.open);
+            if open == 0 {
+                self.finish(RequestId { trace, root });
+            }
+        }
+    }
+
+    /// The requests that have used up their exports since the last call. After the time that each is given with,
+    /// [`Self::end_pause`] is to be called.
+    pub(crate) fn take_paced(&mut self) -> Vec<(RequestId, Duration)> {
+        std::mem::take(&mut self.paced)
+    }
+
+    /// The next tick takes the queue of a request that waited for its turn.
+    pub(crate) fn end_pause(&mut self, id: RequestId) {
+        let Some(request) = self.request(id) else {
+            return;
+        };
+        if request.schedule == Schedule::Paced {
+            request.schedule = Schedule::Due;
+            let (from, to) = (Schedule::Paced, Schedule::Due);
+            self.apply(id, Change { from, to });
+        }
+    }
+
+    /// What a flush has to report, if all its batches are done.
+    pub(crate) fn done(&self, flush: &Flush) -> Option<Report> {
+        let waiting = self.waiting.iter().map(|batch| (batch.id, &batch.origin));
+        let in_flight = self.in_flight.iter().map(|(id, f)| (*id, &f.origin));
+        let remains = waiting
+            .chain(in_flight)
+            .any(|(id, origin)| id < flush.id && flush.scope.covers(origin));
+        (!remains).then(|| self.report_of(flush))
+    }
+}

@@ -1,0 +1,509 @@
+//! The runtime in Cloudflare Workers: one thread, and no I/O outside of a request.
+//!
+//! Nothing runs by itself here. Whatever is due leaves at once, in the I/O context of the event that made it due: a span
+//! that ended, an export that is done, a flush. Each export is a task of its own, kept alive by `waitUntil`. So a request's
+//! spans leave inside that request, and no request waits for another one or is woken by it (R13).
+//!
+//! When the runtime cancels a request, its tasks are never polled again and never dropped. So an export in flight is only
+//! believed in until its lease expires.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::task::{Context as TaskContext, Waker};
+use std::time::Duration;
+
+use futures_util::future::{Either, select};
+use opentelemetry::Context;
+use opentelemetry::trace::{SpanId, TraceId};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::trace::{IdGenerator as _, RandomIdGenerator, SpanData};
+use worker::Delay;
+use worker::send::SendFuture;
+
+use crate::clock::Instant;
+use crate::config::Config;
+use crate::dispatch::{Batch, Dispatch, Flush, Losses, Outcome, Scope};
+use crate::error::{ConfigError, Deadlock, FlushError};
+use crate::export::{AnyExporter, Retired};
+use crate::notices::{Example, Kind, Notice};
+use crate::request::RequestId;
+use crate::runtime::drop_quietly;
+use crate::stats::Stats;
+use crate::sync::{Arc, Mutex};
+use crate::workers::KeepAlive;
+
+/// How much longer an export is believed in than it may take. An export that is still polled ends by itself before.
+const LEASE_GRACE: Duration = Duration::from_secs(1);
+
+/// How soon a flush looks whether it is done. Each look waits twice as long as the one before.
+const FIRST_LOOK: Duration = Duration::from_millis(4);
+const LAST_LOOK: Duration = Duration::from_millis(128);
+
+/// The shortest time that an exporter's `shutdown` is given.
+const LEAST_SHUTDOWN: Duration = Duration::from_millis(100);
+
+/// What the processor and its handles share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    state: Mutex<State>,
+    /// Shared with exports under way. Only `set_resource` changes it, before the first span.
+    exporter: Mutex<Arc<dyn AnyExporter>>,
+    export_timeout: Duration,
+}
+
+#[derive(Debug)]
+struct State {
+    dispatch: Dispatch,
+    /// Batches whose task was spawned and not yet polled.
+    starting: HashMap<u64, Batch>,
+    /// Set when this instance is about to die: no task is polled any more.
+    dying: bool,
+    /// No lease expires before.
+    next_expiry: Option<Instant>,
+    /// What became of the exporter's `shutdown`, once it was called.
+    shut_down: Option<Result<(), FlushError>>,
+}
+
+/// There is no runtime to own: the isolate has one.
+#[derive(Debug)]
+pub(crate) struct OwnRuntime;
+
+impl OwnRuntime {
+    pub(crate) fn new() -> std::io::Result<Self> {
+        Ok(Self)
+    }
+
+    pub(crate) fn enter<T>(&self, f: impl FnOnce() -> T) -> T {
+        f()
+    }
+}
+
+impl Shared {
+    pub(crate) fn start(
+        config: &Config,
+        fallback: Context,
+        mark_late: bool,
+        exporter: Arc<dyn AnyExporter>,
+        _runtime: OwnRuntime,
+        _independent: bool,
+    ) -> Result<Arc<Self>, ConfigError> {
+        Ok(Arc::new(Self {
+            state: Mutex::new(State {
+                dispatch: Dispatch::for_workers(config, fallback, mark_late),
+                starting: HashMap::new(),
+                dying: false,
+                next_expiry: None,
+                shut_down: None,
+            }),
+            exporter: Mutex::new(exporter),
+            export_timeout: config.export_timeout(),
+        }))
+    }
+
+    // ----- spans start and end -----
+
+    pub(crate) fn start_root(self: &Arc<Self>, id: RequestId, context: Context) {
+        self.event(|state| {
+            state.expire_leases(self.export_timeout);
+            state.dispatch.start_root(id, context);
+        });
+    }
+
+    pub(crate) fn start_child(self: &Arc<Self>, trace: TraceId, parent: SpanId, span: SpanId) {
+        self.event(|state| state.dispatch.start_child(trace, parent, span));
+    }
+
+    pub(crate) fn end(self: &Arc<Self>, span: SpanData) {
+        let mut span = Some(span);
+        self.event(|state| state.dispatch.end(&mut span));
+        drop(span);
+    }
+
+    /// Notes something that the user should hear.
+    pub(crate) fn note(self: &Arc<Self>, kind: Kind, count: u64, example: Example) {
+        self.event(|state| state.dispatch.notices.note(kind, count, example));
+    }
+
+    fn start_hold(self: &Arc<Self>, trace: TraceId, parent: SpanId) -> SpanId {
+        let id = RandomIdGenerator::default().new_span_id();
+        self.start_child(trace, parent, id);
+        id
+    }
+
+    fn end_hold(self: &Arc<Self>, trace: TraceId, id: SpanId) {
+        self.event(|state| state.dispatch.release(trace, id));
+    }
+
+    /// Does something under the lock, and then, in this I/O context, all that has become due.
+    fn event<T>(self: &Arc<Self>, act: impl FnOnce(&mut State) -> T) -> T {
+        let mut state = self.state.lock();
+        let result = act(&mut state);
+        state.dispatch.tick(usize::MAX);
+        let garbage = state.dispatch.take_garbage();
+        let paced = state.dispatch.take_paced();
+        let leaving = state.dispatch.has_ready_batch() && !state.dying;
+        let over = state.dispatch.is_closed() && state.shut_down.is_none();
+        let notices = state.take_notices();
+        drop(state);
+
+        drop_quietly(garbage);
+        notices.iter().for_each(Notice::say);
+        for (id, pause) in paced {
+            self.pause(id, pause);
+        }
+        if leaving {
+            self.send_waiting();
+        }
+        if over {
+            self.shut_down_if_drained(self.export_timeout);
+        }
+        result
+    }
+
+    /// Sends a request's queue later, in this I/O context. Without one it leaves with the request, or with a flush.
+    fn pause(self: &Arc<Self>, id: RequestId, pause: Duration) {
+        if let Some(alive) = KeepAlive::new() {
+            let shared = self.clone();
+            alive.spawn(async move {
+                Delay::from(pause).await;
+                shared.event(|state| state.dispatch.end_pause(id));
+            });
+        }
+    }
+
+    // ----- exports -----
+
+    /// Starts an export for each batch that waits. Outside of a request there is no I/O: they wait for the next event.
+    fn send_waiting(self: &Arc<Self>) {
+        loop {
+            let alive = KeepAlive::new();
+            let mut state = self.state.lock();
+            if !state.dispatch.has_ready_batch() {
+                return;
+            }
+            let Some(alive) = alive else {
+                let notices = &mut state.dispatch.notices;
+                notices.note(Kind::OutsideRequest, 1, Example::None);
+                return;
+            };
+            let lease = Instant::now().checked_add(self.export_timeout + LEASE_GRACE);
+            if let Some(batch) = state.dispatch.next_batch(lease) {
+                state.next_expiry = state.next_expiry.or(lease);
+                let id = batch.id;
+                state.starting.insert(id, batch);
+                drop(state);
+                alive.spawn(self.clone().export(id));
+            }
+        }
+    }
+
+    async fn export(self: Arc<Self>, id: u64) {
+        let Some(batch) = self.state.lock().starting.remove(&id) else {
+            return;
+        };
+        let spans = batch.spans.len() as u64;
+        let error = {
+            let export = self.begin_export(batch);
+            match select(export, Delay::from(self.export_timeout)).await {
+                Either::Left((Ok(()), _)) => None,
+                Either::Left((Err(error), _)) => Some((Outcome::Failed, error.to_string())),
+                Either::Right(_) => Some((Outcome::TimedOut, timed_out(self.export_timeout))),
+            }
+        };
+        self.event(|state| {
+            // Unless its lease has expired, and it is accounted for.
+            if state.dispatch.in_flight(id).is_some() {
+                match error {
+                    None => state.dispatch.complete(id, Outcome::Exported),
+                    Some((outcome, error)) => state.fail(id, spans, outcome, error),
+                }
+            }
+        });
+    }
+
+    fn begin_export(&self, batch: Batch) -> crate::export::Export {
+        let context = batch.context.with_telemetry_suppressed();
+        // The batch's own copy goes first: when an export is done, no context may be left (R9).
+        drop(batch.context);
+        self.exporter().export_under(context, batch.spans)
+    }
+
+    fn exporter(&self) -> Arc<dyn AnyExporter> {
+        self.exporter.lock().clone()
+    }
+
+    // ----- flush and shutdown -----
+
+    /// Sends all that is queued in this scope, and ends when that is done, or at the deadline.
+    pub(crate) fn flush(
+        self: &Arc<Self>,
+        scope: Scope,
+        timeout: Duration,
+    ) -> impl Future<Output = Result<(), FlushError>> + Send + use<> {
+        let flush = self.event(|state| match state.dispatch.is_closed() {
+            true => None,
+            false => Some(state.dispatch.open_flush(scope)),
+        });
+        let shared = self.clone();
+        SendFuture::new(async move {
+            let flush = flush.ok_or(FlushError::AlreadyShutdown)?;
+            shared.wait(&flush, timeout).await
+        })
+    }
+
+    /// Looks, ever more rarely, whether a flush is done. Nobody tells it: what it waits for may be another request's, and a
+    /// task that another request wakes runs in the I/O context of that one.
+    async fn wait(self: &Arc<Self>, flush: &Flush, timeout: Duration) -> Result<(), FlushError> {
+        let mut look = FIRST_LOOK;
+        let mut waited = Duration::ZERO;
+        loop {
+            if let Some(result) = self.event(|state| state.result_of(flush, self.export_timeout)) {
+                return self.flush_exporter(result);
+            }
+            if waited >= timeout {
+                return Err(FlushError::Timeout(timeout));
+            }
+            let pause = look.min(timeout - waited);
+            Delay::from(pause).await;
+            waited += pause;
+            look = (look * 2).min(LAST_LOOK);
+        }
+    }
+
+    fn flush_exporter(&self, result: Result<(), FlushError>) -> Result<(), FlushError> {
+        let flushed = self.exporter().any_force_flush();
+        result.and(flushed.map_err(|error| FlushError::Exporter(error.to_string())))
+    }
+
+    /// Sends all that is queued. There is no way to wait for it here.
+    pub(crate) fn flush_blocking(self: &Arc<Self>, _timeout: Duration) -> Result<(), FlushError> {
+        let flush = self.event(|state| match state.dispatch.is_closed() {
+            true => None,
+            false => Some(state.dispatch.open_flush(Scope::All)),
+        });
+        let flush = flush.ok_or(FlushError::AlreadyShutdown)?;
+        match self.event(|state| state.result_of(&flush, self.export_timeout)) {
+            Some(result) => self.flush_exporter(result),
+            None => Err(FlushError::WouldDeadlock(Deadlock::NoThreads)),
+        }
+    }
+
+    /// Takes no more spans, sends all that is queued, and shuts the exporter down when that is done.
+    pub(crate) fn shutdown(
+        self: &Arc<Self>,
+        timeout: Duration,
+    ) -> impl Future<Output = Result<(), FlushError>> + Send + use<> {
+        let flush = self.begin_shutdown();
+        let shared = self.clone();
+        SendFuture::new(async move { shared.end_shutdown(&flush, timeout).await })
+    }
+
+    pub(crate) fn shutdown_blocking(self: &Arc<Self>, timeout: Duration) -> Result<(), FlushError> {
+        let flush = self.begin_shutdown();
+        self.shut_down_if_drained(timeout);
+        self.shutdown_result(&flush)
+            .unwrap_or(Err(FlushError::WouldDeadlock(Deadlock::NoThreads)))
+    }
+
+    fn begin_shutdown(self: &Arc<Self>) -> Flush {
+        self.event(|state| {
+            if !state.dispatch.is_closed() {
+                state.dispatch.close();
+            }
+            state.dispatch.open_flush(Scope::All)
+        })
+    }
+
+    async fn end_shutdown(
+        self: &Arc<Self>,
+        flush: &Flush,
+        timeout: Duration,
+    ) -> Result<(), FlushError> {
+        let waited = self.wait_until_drained(timeout).await;
+        if !waited {
+            self.event(|state| state.dispatch.abandon());
+        }
+        self.shut_down_if_drained(timeout);
+        self.shutdown_result(flush)
+            .unwrap_or(Err(FlushError::Timeout(timeout)))
+    }
+
+    async fn wait_until_drained(self: &Arc<Self>, timeout: Duration) -> bool {
+        let mut look = FIRST_LOOK;
+        let mut waited = Duration::ZERO;
+        loop {
+            let drained = self.event(|state| {
+                state.expire_leases(self.export_timeout);
+                state.dispatch.is_drained()
+            });
+            if drained || waited >= timeout {
+                return drained;
+            }
+            let pause = look.min(timeout - waited);
+            Delay::from(pause).await;
+            waited += pause;
+            look = (look * 2).min(LAST_LOOK);
+        }
+    }
+
+    fn shut_down_if_drained(&self, timeout: Duration) {
+        {
+            let mut state = self.state.lock();
+            if state.shut_down.is_some() || !state.dispatch.is_drained() {
+                return;
+            }
+            // Once only, whatever comes of it.
+            state.shut_down = Some(Ok(()));
+        }
+        let exporter = std::mem::replace(&mut *self.exporter.lock(), Arc::new(Retired));
+        let flushed = exporter.any_force_flush();
+        let result = flushed
+            .and(exporter.any_shutdown(timeout.max(LEAST_SHUTDOWN)))
+            .map_err(|error| FlushError::Exporter(error.to_string()));
+        self.state.lock().shut_down = Some(result);
+        drop_quietly(exporter);
+    }
+
+    fn shutdown_result(&self, flush: &Flush) -> Option<Result<(), FlushError>> {
+        let mut state = self.state.lock();
+        let exporter = state.shut_down.clone()?;
+        let lost = state.result_of(flush, self.export_timeout)?;
+        Some(lost.and(exporter))
+    }
+
+    /// The deadline of a flush for which none was given.
+    pub(crate) fn default_timeout(&self) -> Duration {
+        self.export_timeout
+    }
+
+    pub(crate) fn set_resource(&self, resource: &Resource) {
+        if let Some(exporter) = Arc::get_mut(&mut *self.exporter.lock()) {
+            exporter.any_set_resource(resource);
+        }
+    }
+
+    // ----- the end of the instance -----
+
+    /// Puts everything on the wire that is not there yet, from a panic hook: nothing in this instance is polled again.
+    /// Spans that end in `last_words` are among it.
+    ///
+    /// Each export is polled once, which is enough for an exporter that calls `fetch` in its first poll.
+    pub(crate) fn rescue(&self, last_words: impl FnOnce()) {
+        match self.state.try_lock() {
+            // A second panic, or one in a place that was believed not to panic.
+            None => return,
+            Some(state) if state.dying => return,
+            Some(mut state) => state.dying = true,
+        }
+        last_words();
+        let mut state = self.state.lock();
+        state.dispatch.close();
+        let mut batches: Vec<Batch> = state.starting.drain().map(|(_, batch)| batch).collect();
+        while let Some(batch) = state.dispatch.next_batch(None) {
+            batches.push(batch);
+        }
+        // Dropping what else there is could run code of the user's.
+        std::mem::forget(state.dispatch.take_garbage());
+        drop(state);
+        for batch in batches {
+            let mut export = self.begin_export(batch);
+            let mut cx = TaskContext::from_waker(Waker::noop());
+            let _ = export.as_mut().poll(&mut cx);
+            // Dropping it would take it back.
+            std::mem::forget(export);
+        }
+    }
+
+    // ----- questions -----
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.state.lock().dispatch.is_closed()
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        self.state.lock().dispatch.stats()
+    }
+
+    #[cfg(feature = "metrics")]
+    pub(crate) fn max_pending_spans(&self) -> u64 {
+        self.state.lock().dispatch.max_pending_spans()
+    }
+}
+
+// ===== impl Hold =====
+
+/// Keeps a request open, as an open span of it would.
+#[derive(Debug)]
+pub(crate) struct Hold {
+    shared: Arc<Shared>,
+    trace: TraceId,
+    id: SpanId,
+}
+
+impl Hold {
+    pub(crate) fn new(shared: Arc<Shared>, trace: TraceId, parent: SpanId) -> Self {
+        let id = shared.start_hold(trace, parent);
+        Self { shared, trace, id }
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.shared.end_hold(self.trace, self.id);
+    }
+}
+
+impl State {
+    /// Accounts for exports that should have ended by now: the runtime cancelled their request.
+    fn expire_leases(&mut self, export_timeout: Duration) {
+        let Some(next) = self.next_expiry else {
+            return;
+        };
+        let now = Instant::now();
+        if next > now {
+            return;
+        }
+        for overdue in self.dispatch.overdue(now) {
+            self.starting.remove(&overdue.id);
+            let error = timed_out(export_timeout);
+            self.fail(overdue.id, overdue.spans, Outcome::TimedOut, error);
+        }
+        self.next_expiry = self.dispatch.next_expiry();
+    }
+
+    fn fail(&mut self, id: u64, spans: u64, outcome: Outcome, error: String) {
+        let example = Example::Error(error);
+        self.dispatch
+            .notices
+            .note(Kind::ExportFailed, spans, example);
+        self.dispatch.complete(id, outcome);
+    }
+
+    /// What a flush has come to, if it is done. Whoever asks tells somebody.
+    fn result_of(
+        &mut self,
+        flush: &Flush,
+        export_timeout: Duration,
+    ) -> Option<Result<(), FlushError>> {
+        self.expire_leases(export_timeout);
+        let report = self.dispatch.done(flush)?;
+        self.dispatch.mark_reported(&report);
+        let Losses { failed, dropped } = report.losses;
+        Some(match failed + dropped {
+            0 => Ok(()),
+            _ => Err(FlushError::Lost { failed, dropped }),
+        })
+    }
+
+    fn take_notices(&mut self) -> Vec<Notice> {
+        let notices = &mut self.dispatch.notices;
+        match notices.has_news() || notices.next_due().is_some() {
+            true => notices.take(Instant::now(), false),
+            false => Vec::new(),
+        }
+    }
+}
+
+fn timed_out(timeout: Duration) -> String {
+    format!("timed out after {timeout:?}")
+}

@@ -1,0 +1,128 @@
+//! What a span says of an HTTP request, by the semantic conventions for HTTP servers.
+
+use opentelemetry::KeyValue;
+use opentelemetry::propagation::Extractor;
+use opentelemetry::propagation::text_map_propagator::TextMapPropagator;
+use opentelemetry_http::HeaderExtractor;
+use worker::Url;
+
+use super::carrier::WorkerHeaderExtractor;
+
+/// A request as a `fetch` event has it: a `worker::Request` or an `http::Request`.
+pub trait IncomingRequest {
+    /// The method, as it came: `GET`.
+    fn method(&self) -> String;
+    /// The whole URL, if it is one.
+    fn url(&self) -> Option<Url>;
+    /// The value of a header, by its name in any case.
+    fn header(&self, name: &str) -> Option<String>;
+    /// The headers that a propagator wants to read.
+    #[doc(hidden)]
+    fn carrier(&self, propagator: &dyn TextMapPropagator) -> Box<dyn Extractor + '_>;
+}
+
+impl IncomingRequest for worker::Request {
+    fn method(&self) -> String {
+        // `worker::Method` knows some, and turns all others into `GET`.
+        self.inner().method()
+    }
+
+    fn url(&self) -> Option<Url> {
+        self.url().ok()
+    }
+
+    fn header(&self, name: &str) -> Option<String> {
+        self.headers().get(name).ok()?
+    }
+
+    fn carrier(&self, propagator: &dyn TextMapPropagator) -> Box<dyn Extractor + '_> {
+        Box::new(WorkerHeaderExtractor::new(self.headers(), propagator))
+    }
+}
+
+impl<B> IncomingRequest for http::Request<B> {
+    fn method(&self) -> String {
+        self.method().to_string()
+    }
+
+    fn url(&self) -> Option<Url> {
+        self.uri().to_string().parse().ok()
+    }
+
+    fn header(&self, name: &str) -> Option<String> {
+        let value = self.headers().get(name)?;
+        value.to_str().ok().map(str::to_owned)
+    }
+
+    fn carrier(&self, _propagator: &dyn TextMapPropagator) -> Box<dyn Extractor + '_> {
+        Box::new(HeaderExtractor(self.headers()))
+    }
+}
+
+/// A response as a `fetch` event has it: a `worker::Response` or an `http::Response`.
+pub trait OutgoingResponse {
+    /// The status code.
+    fn status(&self) -> u16;
+}
+
+impl OutgoingResponse for worker::Response {
+    fn status(&self) -> u16 {
+        self.status_code()
+    }
+}
+
+impl<B> OutgoingResponse for http::Response<B> {
+    fn status(&self) -> u16 {
+        self.status().as_u16()
+    }
+}
+
+/// Methods that may be part of a span's name: all others have as many values as a client likes.
+const METHODS: [&str; 10] = [
+    "CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE",
+];
+
+pub(super) fn span_name(method: &str) -> &'static str {
+    known(method).unwrap_or("HTTP")
+}
+
+fn known(method: &str) -> Option<&'static str> {
+    METHODS.into_iter().find(|known| *known == method)
+}
+
+pub(super) fn attributes(request: &impl IncomingRequest) -> Vec<KeyValue> {
+    let method = request.method();
+    let mut attributes = Vec::with_capacity(8);
+    match known(&method) {
+        Some(known) => attributes.push(KeyValue::new("http.request.method", known)),
+        None => {
+            attributes.push(KeyValue::new("http.request.method", "_OTHER"));
+            attributes.push(KeyValue::new("http.request.method_original", method));
+        }
+    }
+    if let Some(url) = request.url() {
+        attributes.push(KeyValue::new("url.scheme", url.scheme().to_owned()));
+        attributes.push(KeyValue::new("url.path", url.path().to_owned()));
+        if url.query().is_some() {
+            attributes.push(KeyValue::new("url.query", redacted_query(&url)));
+        }
+        if let Some(host) = url.host_str() {
+            attributes.push(KeyValue::new("server.address", host.to_owned()));
+        }
+        if let Some(port) = url.port() {
+            attributes.push(KeyValue::new("server.port", i64::from(port)));
+        }
+    }
+    if let Some(agent) = request.header("user-agent") {
+        attributes.push(KeyValue::new("user_agent.original", agent));
+    }
+    attributes
+}
+
+/// The names in the query. Its values may be secrets.
+fn redacted_query(url: &Url) -> String {
+    let names = url
+        .query_pairs()
+        .map(|(name, _)| format!("{name}=REDACTED"));
+    names.collect::<Vec<_>>().join("&")
+}

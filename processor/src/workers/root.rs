@@ -1,0 +1,172 @@
+//! The root span of an event, while it is handled.
+
+use std::borrow::Cow;
+use std::fmt::Display;
+use std::future::Future;
+use std::num::NonZeroUsize;
+
+use lru::LruCache;
+use opentelemetry::trace::{
+    FutureExt as _, Link, SpanId, SpanKind, Status, TraceContextExt as _, Tracer as _,
+};
+use opentelemetry::{Context, KeyValue};
+
+use super::KeepAlive;
+use super::telemetry::Running;
+use crate::request::RequestId;
+use crate::sync::{Arc, Mutex};
+
+/// How many root spans are remembered for a panic hook. The runtime never says that it cancelled a request, so the oldest are
+/// forgotten.
+const REMEMBERED_ROOTS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(1023);
+
+/// What a root span is to be.
+pub(super) struct Opening {
+    pub(super) name: Cow<'static, str>,
+    pub(super) kind: SpanKind,
+    pub(super) attributes: Vec<KeyValue>,
+    pub(super) links: Vec<Link>,
+}
+
+/// A root span that has not ended. It ends with this at the latest.
+pub(super) struct Root<'a> {
+    running: &'a Running,
+    cx: Context,
+    id: RequestId,
+}
+
+/// Names the root span of whatever runs under a context.
+#[derive(Clone, Copy)]
+pub(super) struct RootOf(SpanId);
+
+/// The roots that are open, for a panic hook.
+#[derive(Clone, Debug)]
+pub(super) struct OpenRoots(Arc<Mutex<LruCache<SpanId, Context>>>);
+
+impl<'a> Root<'a> {
+    /// Starts a root span. What it starts under is the context that all spans of its request are exported under.
+    pub(super) fn start(running: &'a Running, parent: &Context, opening: Opening) -> Self {
+        let span = running
+            .tracer()
+            .span_builder(opening.name)
+            .with_kind(opening.kind)
+            .with_attributes(opening.attributes)
+            .with_links(opening.links)
+            .start_with_context(running.tracer(), parent);
+        let cx = parent.with_span(span);
+        let started = cx.span().span_context().clone();
+        let (trace, root) = (started.trace_id(), started.span_id());
+        let cx = cx.with_value(RootOf(root));
+        if let Some(open) = running.open_roots() {
+            open.add(root, cx.clone());
+        }
+        Self {
+            running,
+            cx,
+            id: RequestId { trace, root },
+        }
+    }
+
+    /// Runs `work` under the context of this span, whenever it is polled.
+    pub(super) fn run<T>(&self, work: impl Future<Output = T>) -> impl Future<Output = T> {
+        work.with_context(self.cx.clone())
+    }
+
+    pub(super) fn set_attribute(&self, attribute: KeyValue) {
+        self.cx.span().set_attribute(attribute);
+    }
+
+    pub(super) fn fail(&self, kind: impl Into<Cow<'static, str>>, description: String) {
+        let span = self.cx.span();
+        span.set_attribute(KeyValue::new("error.type", kind.into()));
+        span.set_status(Status::error(description));
+    }
+
+    /// Records an error that the handler returned.
+    pub(super) fn fail_with(&self, error: &impl Display) {
+        let message = error.to_string();
+        self.cx.span().add_event(
+            "exception",
+            vec![KeyValue::new("exception.message", message.clone())],
+        );
+        self.fail("_OTHER", message);
+    }
+
+    /// Ends the span, and sees to it that everything of this request leaves. The answer does not wait for that.
+    pub(super) fn end(self) {
+        let flush = self.end_and_flush();
+        if let Some(alive) = KeepAlive::new() {
+            alive.spawn(flush);
+        }
+    }
+
+    /// As [`Self::end`], for an event that has nobody who waits for an answer.
+    pub(super) fn end_and_flush(self) -> impl Future<Output = ()> + 'static {
+        let flush = self.running.handle();
+        let id = self.id;
+        drop(self);
+        let flush = flush.flush_request(id);
+        async move {
+            // What it could say has been said on the console.
+            let _ = flush.await;
+        }
+    }
+}
+
+impl Drop for Root<'_> {
+    fn drop(&mut self) {
+        if let Some(open) = self.running.open_roots() {
+            open.remove(self.id.root);
+        }
+        self.cx.span().end();
+    }
+}
+
+// ===== impl OpenRoots =====
+
+impl OpenRoots {
+    pub(super) fn new() -> Self {
+        Self(Arc::new(Mutex::new(LruCache::new(REMEMBERED_ROOTS))))
+    }
+
+    fn add(&self, root: SpanId, cx: Context) {
+        let forgotten = self.0.lock().push(root, cx);
+        // Not under the lock: it may end a span.
+        drop(forgotten);
+    }
+
+    fn remove(&self, root: SpanId) {
+        let removed = self.0.lock().pop(&root);
+        drop(removed);
+    }
+
+    /// Ends all that are open, with an error: this instance is about to die of a panic.
+    pub(super) fn end_all(&self, panic: &str) {
+        let Some(mut open) = self.0.try_lock() else {
+            return;
+        };
+        let open = std::mem::replace(&mut *open, LruCache::unbounded());
+        let current = Context::map_current(|cx| cx.get::<RootOf>().copied());
+        for (root, cx) in &open {
+            let span = cx.span();
+            span.set_attribute(KeyValue::new("error.type", "panic"));
+            if current.is_some_and(|RootOf(current)| current == *root) {
+                span.add_event(
+                    "exception",
+                    vec![
+                        KeyValue::new("exception.type", "panic"),
+                        KeyValue::new("exception.message", panic.to_owned()),
+                    ],
+                );
+                span.set_status(Status::error(panic.to_owned()));
+            } else {
+                span.set_status(Status::error(
+                    "the Worker's instance died: another request panicked",
+                ));
+            }
+            span.end();
+        }
+        // Whatever its contexts would do when they are dropped, this instance is past it.
+        std::mem::forget(open);
+    }
+}

@@ -1,0 +1,239 @@
+//! Telemetry for a Worker: set up once for each instance, and then around every event.
+
+use std::error::Error;
+use std::fmt;
+use std::future::Future;
+use std::sync::OnceLock;
+
+use opentelemetry::Context;
+use opentelemetry::trace::{FutureExt as _, TracerProvider as _};
+use opentelemetry_sdk::propagation::TraceContextPropagator;
+use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider, TracerProviderBuilder};
+use worker::Env;
+
+use super::env::resource;
+use super::root::OpenRoots;
+use super::{IncomingRequest, WaitUntil, console, rescue};
+use crate::handle::Handle;
+use crate::processor::PerRequestSpanProcessor;
+
+type RequestContext = Box<dyn Fn(&dyn IncomingRequest, Context) -> Context + Send + Sync>;
+type Provider = Box<dyn FnOnce(TracerProviderBuilder) -> TracerProviderBuilder>;
+
+/// The telemetry of a Worker, for a `static`: set up at the first event of each instance, and put around every one.
+///
+/// ```ignore
+/// static TELEMETRY: Telemetry = Telemetry::new(|env| {
+///     let exporter = DirectExporter::builder().with_worker_env(env).build()?;
+///     let processor = PerRequestSpanProcessor::builder(exporter)
+///         .with_config(Config::from_worker_env(env))
+///         .build()?;
+///     Ok(SetUp::new(processor))
+/// });
+///
+/// #[event(fetch)]
+/// async fn fetch(request: Request, env: Env, ctx: Context) -> Result<Response> {
+///     TELEMETRY.instrument_fetch(request, env, ctx, handle).await
+/// }
+/// ```
+///
+/// If the set-up fails, one line on the console says why, and everything else does nothing: events are handled as if there
+/// were no telemetry. That is also what happens where no endpoint is configured.
+pub struct Telemetry {
+    set_up: fn(&Env) -> Result<SetUp, Box<dyn Error>>,
+    /// None inside if the set-up failed.
+    running: OnceLock<Option<Running>>,
+}
+
+/// What a Worker's telemetry consists of.
+#[must_use = "it does nothing until the closure of `Telemetry::new` returns it"]
+pub struct SetUp {
+    processor: PerRequestSpanProcessor,
+    provider: Option<Provider>,
+    request_context: Option<RequestContext>,
+    panic_rescue: bool,
+}
+
+/// Telemetry that was set up.
+pub(super) struct Running {
+    handle: Handle,
+    tracer: SdkTracer,
+    propagator: TraceContextPropagator,
+    request_context: Option<RequestContext>,
+    /// There if a panic hook needs them.
+    open_roots: Option<OpenRoots>,
+}
+
+// ===== impl Telemetry =====
+
+impl Telemetry {
+    /// Telemetry that `set_up` sets up when the first event of an instance comes: not before, because there is no randomness,
+    /// and so there are no span ids, outside of an event.
+    pub const fn new(set_up: fn(&Env) -> Result<SetUp, Box<dyn Error>>) -> Self {
+        Self {
+            set_up,
+            running: OnceLock::new(),
+        }
+    }
+
+    /// The processor's handle, to flush or to read numbers. `None` if the set-up failed.
+    pub fn handle(&self, env: &Env) -> Option<Handle> {
+        self.running(env).map(Running::handle)
+    }
+
+    /// Runs `work` after the event is answered, under the context that is current here, as part of the current request.
+    ///
+    /// A span that starts after its request is over is late, because nothing proves any more whose it is. `work` keeps the
+    /// request open, so its spans leave under the request's own context, as they end. `ctx.wait_until` itself forgets the
+    /// context, and keeps nothing open.
+    pub fn wait_until(&self, ctx: &impl WaitUntil, work: impl Future<Output = ()> + 'static) {
+        let running = self.running.get().and_then(Option::as_ref);
+        let cx = Context::current();
+        let hold = running.and_then(|running| running.handle.hold(&cx));
+        let work = work.with_context(cx);
+        ctx.wait_until(async move {
+            work.await;
+            drop(hold);
+        });
+    }
+
+    pub(super) fn running(&self, env: &Env) -> Option<&Running> {
+        self.running.get_or_init(|| self.start(env)).as_ref()
+    }
+
+    fn start(&self, env: &Env) -> Option<Running> {
+        match (self.set_up)(env) {
+            Ok(set_up) => Some(set_up.start(env)),
+            Err(error) => {
+                console::warn(&format!("telemetry is off: {error}"));
+                None
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Telemetry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let handle = self.running.get().map(|r| r.as_ref().map(|r| &r.handle));
+        f.debug_struct("Telemetry")
+            .field("running", &handle)
+            .finish()
+    }
+}
+
+// ===== impl SetUp =====
+
+impl SetUp {
+    /// Telemetry that consists of this processor, with a resource from the bindings `OTEL_SERVICE_NAME` and
+    /// `OTEL_RESOURCE_ATTRIBUTES`, and every trace sampled. Its tracer provider becomes the global one.
+    pub fn new(processor: PerRequestSpanProcessor) -> Self {
+        Self {
+            processor,
+            provider: None,
+            request_context: None,
+            panic_rescue: false,
+        }
+    }
+
+    /// What else the tracer provider is to have: a sampler, limits, more of a resource.
+    pub fn with_provider(
+        mut self,
+        provider: impl FnOnce(TracerProviderBuilder) -> TracerProviderBuilder + 'static,
+    ) -> Self {
+        self.provider = Some(Box::new(provider));
+        self
+    }
+
+    /// What the spans of a request are exported under: its credentials, for one. `context` is called with each request of a
+    /// `fetch` event, before its root span starts, and with the context that continues the caller's trace.
+    ///
+    /// ```ignore
+    /// .with_request_context(|request, cx| match request.header("x-telemetry-token") {
+    ///     Some(token) => ExportToken::new(&token).map_or(cx.clone(), |token| token.attach_to(&cx)),
+    ///     None => cx,
+    /// })
+    /// ```
+    pub fn with_request_context(
+        mut self,
+        context: impl Fn(&dyn IncomingRequest, Context) -> Context + Send + Sync + 'static,
+    ) -> Self {
+        self.request_context = Some(Box::new(context));
+        self
+    }
+
+    /// Installs a panic hook that puts what is queued on the wire before the instance dies, with an error span for each root
+    /// that is open. Off by default.
+    ///
+    /// A panic in one request takes the whole instance with it, and all requests in it. Spans below a root that had not
+    /// ended are lost; so is what was in flight, if the runtime ends those connections.
+    pub fn with_panic_rescue(mut self) -> Self {
+        self.panic_rescue = true;
+        self
+    }
+
+    fn start(self, env: &Env) -> Running {
+        let handle = self.processor.handle();
+        let open_roots = self.panic_rescue.then(OpenRoots::new);
+        if let (Some(open_roots), Some(shared)) = (&open_roots, handle.shared()) {
+            rescue::install(shared, open_roots);
+        }
+        let builder = SdkTracerProvider::builder().with_resource(resource(env));
+        let builder = match self.provider {
+            Some(provider) => provider(builder),
+            None => builder,
+        };
+        let provider = builder.with_span_processor(self.processor).build();
+        let tracer = provider.tracer(env!("CARGO_PKG_NAME"));
+        opentelemetry::global::set_tracer_provider(provider);
+        Running {
+            handle,
+            tracer,
+            propagator: TraceContextPropagator::new(),
+            request_context: self.request_context,
+            open_roots,
+        }
+    }
+}
+
+impl fmt::Debug for SetUp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SetUp")
+            .field("processor", &self.processor)
+            .field("panic_rescue", &self.panic_rescue)
+            .finish_non_exhaustive()
+    }
+}
+
+// ===== impl Running =====
+
+impl Running {
+    pub(super) fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    pub(super) fn tracer(&self) -> &SdkTracer {
+        &self.tracer
+    }
+
+    pub(super) fn propagator(&self) -> &TraceContextPropagator {
+        &self.propagator
+    }
+
+    pub(super) fn open_roots(&self) -> Option<&OpenRoots> {
+        self.open_roots.as_ref()
+    }
+
+    /// What the root span of a request starts under.
+    pub(super) fn parent_of(&self, request: &impl IncomingRequest) -> Context {
+        use opentelemetry::propagation::TextMapPropagator as _;
+        // Never the current context: it may be another request's.
+        let carrier = request.carrier(&self.propagator);
+        let cx = self
+            .propagator
+            .extract_with_context(&Context::new(), &*carrier);
+        match &self.request_context {
+            Some(context) => context(request, cx),
+            None => cx,
+        }
+    }
+}
