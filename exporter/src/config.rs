@@ -5,12 +5,12 @@ use crate::delivery::{Delivery, Limits};
 use crate::env::{Environment, Lookup};
 use crate::error::ConfigError;
 use crate::exporter::{DirectExporter, Shared};
+use crate::log::log_warning;
 use crate::redact;
 use crate::retry::RetryPolicy;
 use crate::telemetry::Telemetry;
 use http::uri::{PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderName, HeaderValue, Uri, header};
-use opentelemetry::otel_warn;
 use opentelemetry_http::HttpClient;
 use std::fmt;
 use std::sync::Arc;
@@ -90,8 +90,8 @@ impl DirectExporterBuilder {
 
     /// The base endpoint of a collector, to which `v1/traces` is appended behind its own path, with one slash.
     ///
-    /// Default `http://localhost:4318`. Variable: `OTEL_EXPORTER_OTLP_ENDPOINT`. A traces endpoint, where one is set in
-    /// the same place or in code, wins.
+    /// Default `http://localhost:4318`; in a Worker there is none. Variable: `OTEL_EXPORTER_OTLP_ENDPOINT`. A traces
+    /// endpoint, where one is set in the same place or in code, wins.
     pub fn with_endpoint(mut self, endpoint: impl Into<String>) -> Self {
         self.endpoint = Some(endpoint.into());
         self
@@ -186,6 +186,28 @@ impl DirectExporterBuilder {
         self
     }
 
+    /// The environment is that of a Worker: its variables and secrets, under the names of the environment variables.
+    ///
+    /// They are read here, once. Numbers and booleans count as text. A binding of any other kind under one of these names
+    /// is named in a warning and ignored; so is a secret of the Secrets Store, which cannot be read without waiting.
+    /// This takes the place of [`with_env_lookup`](Self::with_env_lookup), and the later call wins.
+    ///
+    /// ```
+    /// # #[cfg(target_family = "wasm")]
+    /// # mod worker_only {
+    /// use opentelemetry_otlp_direct::{ConfigError, DirectExporter};
+    ///
+    /// fn exporter(env: &worker::Env) -> Result<DirectExporter, ConfigError> {
+    ///     DirectExporter::builder().with_worker_env(env).build()
+    /// }
+    /// # }
+    /// ```
+    #[cfg(target_family = "wasm")]
+    pub fn with_worker_env(self, env: &worker::Env) -> Self {
+        let bindings = crate::bindings::read(env);
+        self.with_env_lookup(move |variable| bindings.get(variable).cloned())
+    }
+
     /// Where the exporter's own metrics go, in place of the global meter provider.
     ///
     /// The global one is asked at the first export, so it may be set after this exporter is built.
@@ -203,12 +225,12 @@ impl DirectExporterBuilder {
     ///
     /// # Errors
     ///
-    /// A [`ConfigError`] for a value set in code that cannot work, and when there is no HTTP client that can speak to
-    /// the endpoint. Never for the environment.
+    /// A [`ConfigError`] for a value set in code that cannot work, when there is no HTTP client that can speak to the
+    /// endpoint, and in a Worker when there is no endpoint. Never for what the environment says.
     pub fn build(self) -> Result<DirectExporter, ConfigError> {
         let env = Environment::read(&self.lookup);
         for complaint in &env.complaints {
-            otel_warn!(
+            log_warning!(
                 name: "DirectExporter.SettingIgnored",
                 variable = complaint.variable.as_str(),
                 value = complaint.value.as_str(),
@@ -219,7 +241,7 @@ impl DirectExporterBuilder {
         let headers = self.headers(env.headers)?;
         let endpoint = match self.endpoint_in_code()? {
             Some(endpoint) => endpoint,
-            None => env.endpoint.unwrap_or_default(),
+            None => env.endpoint.map_or_else(Endpoint::by_default, Ok)?,
         };
         let timeout = self
             .timeout
@@ -350,6 +372,16 @@ impl Endpoint {
         Ok(Self { uri })
     }
 
+    /// In a Worker there is no local collector to assume.
+    fn by_default() -> Result<Self, ConfigError> {
+        if cfg!(target_family = "wasm") {
+            return Err(ConfigError::NoEndpoint);
+        }
+        Ok(Self {
+            uri: Uri::from_static("http://localhost:4318/v1/traces"),
+        })
+    }
+
     pub(crate) fn uri(&self) -> &Uri {
         &self.uri
     }
@@ -367,14 +399,6 @@ impl Endpoint {
     pub(crate) fn port(&self) -> u16 {
         let default = if self.is_https() { 443 } else { 80 };
         self.uri.port_u16().unwrap_or(default)
-    }
-}
-
-impl Default for Endpoint {
-    fn default() -> Self {
-        Self {
-            uri: Uri::from_static("http://localhost:4318/v1/traces"),
-        }
     }
 }
 
@@ -519,7 +543,7 @@ mod tests {
         assert_eq!(retry.initial_backoff, Duration::from_millis(250));
         assert_eq!(retry.max_backoff, secs(5));
         assert_eq!(retry.max_retry_after, secs(15));
-        let endpoint = Endpoint::default();
+        let endpoint = Endpoint::by_default().unwrap();
         assert_eq!(endpoint.to_string(), "http://localhost:4318/v1/traces");
     }
 

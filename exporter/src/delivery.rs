@@ -5,6 +5,7 @@ use crate::clock;
 use crate::config::Endpoint;
 use crate::credentials::ExportToken;
 use crate::error::{ExportError, TransportError, refuses_credentials};
+use crate::random;
 use crate::retry::{self, Decision, Outcome, Progress, RetryPolicy};
 use futures_util::future::{Either, select};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
@@ -30,8 +31,10 @@ pub(crate) struct Delivery {
     endpoint: Endpoint,
     headers: HeaderMap,
     limits: Limits,
-    /// Keys the hashes of credentials, so that they mean nothing outside this exporter.
     credential_hash: RandomState,
+    /// Goes into each hash of a credential, so that it means nothing outside this exporter. In Workers it is the only
+    /// key: `RandomState` has the same ones everywhere there.
+    salt: u64,
     circuits: Mutex<Circuits>,
 }
 
@@ -81,6 +84,7 @@ impl Delivery {
             headers,
             limits,
             credential_hash: RandomState::new(),
+            salt: random::bits(),
             circuits: Mutex::new(Circuits::new(limits.circuit_cooldown)),
         }
     }
@@ -113,7 +117,7 @@ impl Delivery {
         loop {
             attempts += 1;
             let authorization = self.authorization(cx);
-            let credential = self.credential_hash.hash_one(&authorization);
+            let credential = self.credential_hash.hash_one((self.salt, &authorization));
             self.ask_circuit(credential)?;
             // The requests before this one used up the time of their export.
             if time.is_some_and(|time| time.is_zero()) {
@@ -305,13 +309,7 @@ impl Budget {
             time_left: self.left(),
             waited_for_collector: self.waited_for_collector,
             now: clock::wall(),
-            random: random(),
+            random: random::fraction(),
         }
     }
-}
-
-/// Uniform in `0.0..1.0`. Each `RandomState` has new keys, which is all the randomness that jitter needs.
-fn random() -> f64 {
-    let bits = RandomState::new().hash_one(()) >> 11;
-    bits as f64 / (1_u64 << 53) as f64
 }

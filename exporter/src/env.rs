@@ -70,6 +70,15 @@ const PROTOCOL: Pair = Pair {
     general: "OTEL_EXPORTER_OTLP_PROTOCOL",
 };
 
+/// Every variable that is looked up.
+#[cfg(any(test, target_family = "wasm"))]
+pub(crate) fn variables() -> impl Iterator<Item = &'static str> {
+    [&ENDPOINT, &HEADERS, &TIMEOUT, &COMPRESSION, &PROTOCOL]
+        .into_iter()
+        .flat_map(|pair| [pair.traces, pair.general])
+        .chain(UNSUPPORTED)
+}
+
 const NEXT_SOURCE: &str = "the next source of this setting, or its default";
 
 // ===== impl Environment =====
@@ -366,6 +375,18 @@ mod tests {
             assert_eq!(name, expected);
             assert!(value.is_sensitive());
         }
+    }
+
+    /// Scenario: the environment is read by somebody who notes what is asked for.
+    /// Guarantees: the list of variables is complete, and holds no other.
+    #[test]
+    fn list_of_variables_is_what_is_looked_up() {
+        let asked = std::cell::RefCell::new(std::collections::BTreeSet::new());
+        Environment::read(|name| {
+            asked.borrow_mut().insert(name.to_owned());
+            None
+        });
+        assert_eq!(asked.into_inner(), variables().map(str::to_owned).collect());
     }
 
     /// Scenario: certificates are configured.

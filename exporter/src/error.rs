@@ -58,6 +58,11 @@ pub enum ConfigError {
     /// Gzip was asked for, but the feature `gzip` is off.
     #[error("gzip compression needs the feature `gzip`")]
     GzipUnavailable,
+    /// No endpoint was given, and this is a Cloudflare Worker, where there is none by default.
+    #[error(
+        "no endpoint: set the variable OTEL_EXPORTER_OTLP_ENDPOINT of the Worker and call with_worker_env, or call with_endpoint"
+    )]
+    NoEndpoint,
     /// No client was given, and no feature that brings a default one is on.
     #[error(
         "no HTTP client: call with_http_client, or turn on feature `reqwest`, `hyper` or `reqwest-blocking`"
@@ -168,6 +173,13 @@ impl TransportError {
     pub(crate) fn new(error: &HttpError) -> Self {
         Self {
             text: redact::error_chain(error.as_ref()),
+        }
+    }
+
+    #[cfg(target_family = "wasm")]
+    pub(crate) fn from_text(text: &str) -> Self {
+        Self {
+            text: redact::message(text),
         }
     }
 }

@@ -4,11 +4,12 @@ use crate::config::{Compression, DirectExporterBuilder};
 use crate::delivery::{Body, Budget, Delivery, MAX_RESPONSE_BYTES, log_body};
 use crate::encode::{EncodedResource, Plan};
 use crate::error::{CheckError, ExportError, describe, to_sdk};
+use crate::log::{log_failure, log_warning};
 use crate::stats::{ExporterStats, FailureReason};
 use crate::telemetry::{InFlight, Telemetry, Topic};
 use crate::{check, clock, compress};
 use http::{Response, StatusCode};
-use opentelemetry::{Context, otel_debug, otel_warn};
+use opentelemetry::{Context, otel_debug};
 use opentelemetry_http::Bytes;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
 use opentelemetry_sdk::Resource;
@@ -332,7 +333,7 @@ impl Shared {
         let Some(suppressed) = self.telemetry.admit_warning(Topic::Failure(reason)) else {
             return;
         };
-        otel_warn!(
+        log_failure!(
             name: "DirectExporter.ExportFailed",
             reason = reason.as_str(),
             error = describe(error).as_str(),
@@ -346,7 +347,7 @@ impl Shared {
     fn warn_undecodable(&self, response: &Response<Bytes>) {
         log_body(response);
         if let Some(suppressed) = self.telemetry.admit_warning(Topic::UndecodableResponse) {
-            otel_warn!(
+            log_warning!(
                 name: "DirectExporter.UndecodableResponse",
                 message = "success with a body that is no OTLP response: is the endpoint a collector?",
                 status = response.status().as_u16(),
@@ -358,7 +359,7 @@ impl Shared {
 
     fn warn_message(&self, status: StatusCode) {
         if let Some(suppressed) = self.telemetry.admit_warning(Topic::CollectorMessage) {
-            otel_warn!(
+            log_warning!(
                 name: "DirectExporter.CollectorWarning",
                 message = "collector took all spans and sent a message, shown at debug level",
                 status = status.as_u16(),

@@ -61,11 +61,44 @@
 //! | `metrics` | yes | the exporter's own metrics, named as the semantic conventions for SDK metrics have them |
 //! | `tonic` | | `TokenInterceptor` for gRPC exporters |
 //! | `internal-logs` | yes | warnings, through `tracing` |
+//! | `worker` | | Cloudflare Workers, see below; natively nothing |
 //!
 //! With several clients on, the first one in this table is the default.
+//!
+//! # In Cloudflare Workers
+//!
+//! Depend on it with `default-features = false, features = ["worker"]` and build for `wasm32-unknown-unknown`, with Rust
+//! 1.91 or later. `gzip`, `metrics`, `tonic` and `internal-logs` can be added. The features that bring a native client
+//! cannot: they do not compile for wasm, which shows as an error in `opentelemetry-http`.
+//!
+//! ```
+//! # #[cfg(target_family = "wasm")]
+//! # mod worker_only {
+//! use opentelemetry_otlp_direct::{ConfigError, DirectExporter};
+//!
+//! fn exporter(env: &worker::Env) -> Result<DirectExporter, ConfigError> {
+//!     DirectExporter::builder().with_worker_env(env).build()
+//! }
+//! # }
+//! ```
+//!
+//! - Settings are variables and secrets of the Worker, under the same names. There is no default endpoint.
+//! - The HTTP client is `FetchClient`, over the Workers' `fetch`. The request is on its way when an export was polled
+//!   once. To see what became of it after the Worker has responded, give the export to `wait_until`.
+//! - Build the exporter inside a request and keep it for the next ones: outside of requests there is no randomness, no
+//!   network and no timer. Exports of several requests can run at the same time and never wait for each other.
+//! - Warnings are lines on the console that start with `opentelemetry-otlp-direct: `, as errors where spans were lost.
+//!   They do not need `internal-logs`, which brings debug lines only.
 
 #![forbid(unsafe_code)]
 
+#[cfg(all(target_family = "wasm", not(feature = "worker")))]
+compile_error!(
+    "for wasm, depend on opentelemetry-otlp-direct with default-features = false, features = [\"worker\"]"
+);
+
+#[cfg(target_family = "wasm")]
+mod bindings;
 mod check;
 mod circuit;
 mod client;
@@ -78,11 +111,15 @@ pub mod encode;
 mod env;
 mod error;
 mod exporter;
+mod log;
+mod random;
 mod redact;
 mod retry;
 mod stats;
 mod telemetry;
 
+#[cfg(target_family = "wasm")]
+pub use client::FetchClient;
 pub use client::TokenClient;
 #[cfg(feature = "tonic")]
 pub use client::TokenInterceptor;

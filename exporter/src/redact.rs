@@ -18,7 +18,12 @@ pub(crate) fn error_chain(error: &(dyn Error + 'static)) -> String {
         }
         cause = error.source();
     }
-    urls(&text).chars().take(MAX_CHARS).collect()
+    message(&text)
+}
+
+/// A text of somebody else's, cut, credentials taken out of its URLs.
+pub(crate) fn message(text: &str) -> String {
+    urls(text).chars().take(MAX_CHARS).collect()
 }
 
 /// Takes user info, query and fragment out of each URL in `text`: all three can hold a credential.

@@ -2,6 +2,9 @@
 
 mod token;
 
+#[cfg(target_family = "wasm")]
+mod fetch;
+
 #[cfg(feature = "tonic")]
 mod interceptor;
 
@@ -14,6 +17,8 @@ mod runtime;
 ))]
 mod blocking;
 
+#[cfg(target_family = "wasm")]
+pub use fetch::FetchClient;
 #[cfg(feature = "tonic")]
 pub use interceptor::TokenInterceptor;
 pub use token::TokenClient;
@@ -23,7 +28,8 @@ use opentelemetry_http::HttpClient;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The default client of the first of these features that is on: `reqwest`, `hyper`, `reqwest-blocking`.
+/// In Workers, their `fetch`. Natively, the client of the first of these features that is on: `reqwest`, `hyper`,
+/// `reqwest-blocking`.
 ///
 /// None of them follows redirects. `timeout` is for one that cannot be stopped: the exporter drops its future when time
 /// is up, and that stops the others.
@@ -32,6 +38,18 @@ pub(crate) fn default_client(
     timeout: Option<Duration>,
 ) -> Result<Arc<dyn HttpClient>, ConfigError> {
     default::client(https, timeout)
+}
+
+#[cfg(target_family = "wasm")]
+mod default {
+    use super::{Arc, ConfigError, Duration, FetchClient, HttpClient};
+
+    pub(super) fn client(
+        _https: bool,
+        _timeout: Option<Duration>,
+    ) -> Result<Arc<dyn HttpClient>, ConfigError> {
+        Ok(Arc::new(FetchClient::new().with_timeout(Duration::ZERO)))
+    }
 }
 
 #[cfg(feature = "reqwest")]
@@ -92,7 +110,12 @@ mod default {
     }
 }
 
-#[cfg(not(any(feature = "reqwest", feature = "hyper", feature = "reqwest-blocking")))]
+#[cfg(not(any(
+    feature = "reqwest",
+    feature = "hyper",
+    feature = "reqwest-blocking",
+    target_family = "wasm"
+)))]
 mod default {
     use super::{Arc, ConfigError, Duration, HttpClient};
 
