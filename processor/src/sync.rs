@@ -5,8 +5,12 @@
 
 #[cfg(not(target_family = "wasm"))]
 pub(crate) use std::sync::atomic::AtomicBool;
-pub(crate) use std::sync::atomic::{AtomicU64, Ordering};
-pub(crate) use std::sync::{Arc, MutexGuard, Weak};
+pub(crate) use std::sync::{Arc, MutexGuard};
+#[cfg(any(feature = "metrics", not(target_family = "wasm")))]
+pub(crate) use std::sync::{
+    Weak,
+    atomic::{AtomicU64, Ordering},
+};
 
 use std::sync::PoisonError;
 #[cfg(target_family = "wasm")]

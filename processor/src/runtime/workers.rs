@@ -9,6 +9,7 @@
 
 use std::collections::HashMap;
 use std::future::Future;
+use std::pin::pin;
 use std::task::{Context as TaskContext, Waker};
 use std::time::Duration;
 
@@ -17,7 +18,6 @@ use opentelemetry::Context;
 use opentelemetry::trace::{SpanId, TraceId};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{IdGenerator as _, RandomIdGenerator, SpanData};
-use worker::Delay;
 use worker::send::SendFuture;
 
 use crate::clock::Instant;
@@ -30,7 +30,7 @@ use crate::request::RequestId;
 use crate::runtime::drop_quietly;
 use crate::stats::Stats;
 use crate::sync::{Arc, Mutex};
-use crate::workers::KeepAlive;
+use crate::workers::{KeepAlive, sleep};
 
 /// How much longer an export is believed in than it may take. An export that is still polled ends by itself before.
 const LEASE_GRACE: Duration = Duration::from_secs(1);
@@ -165,7 +165,7 @@ impl Shared {
         if let Some(alive) = KeepAlive::new() {
             let shared = self.clone();
             alive.spawn(async move {
-                Delay::from(pause).await;
+                sleep(pause).await;
                 shared.event(|state| state.dispatch.end_pause(id));
             });
         }
@@ -175,26 +175,21 @@ impl Shared {
 
     /// Starts an export for each batch that waits. Outside of a request there is no I/O: they wait for the next event.
     fn send_waiting(self: &Arc<Self>) {
-        loop {
-            let alive = KeepAlive::new();
+        while let Some(alive) = KeepAlive::new() {
+            let lease = Instant::now().checked_add(self.export_timeout + LEASE_GRACE);
             let mut state = self.state.lock();
-            if !state.dispatch.has_ready_batch() {
-                return;
-            }
-            let Some(alive) = alive else {
-                let notices = &mut state.dispatch.notices;
-                notices.note(Kind::OutsideRequest, 1, Example::None);
+            let Some(batch) = state.dispatch.next_batch(lease) else {
                 return;
             };
-            let lease = Instant::now().checked_add(self.export_timeout + LEASE_GRACE);
-            if let Some(batch) = state.dispatch.next_batch(lease) {
-                state.next_expiry = state.next_expiry.or(lease);
-                let id = batch.id;
-                state.starting.insert(id, batch);
-                drop(state);
-                alive.spawn(self.clone().export(id));
-            }
+            state.next_expiry = state.next_expiry.or(lease);
+            let id = batch.id;
+            state.starting.insert(id, batch);
+            drop(state);
+            alive.spawn(self.clone().export(id));
         }
+        let mut state = self.state.lock();
+        let notices = &mut state.dispatch.notices;
+        notices.note(Kind::OutsideRequest, 1, Example::None);
     }
 
     async fn export(self: Arc<Self>, id: u64) {
@@ -204,7 +199,7 @@ impl Shared {
         let spans = batch.spans.len() as u64;
         let error = {
             let export = self.begin_export(batch);
-            match select(export, Delay::from(self.export_timeout)).await {
+            match select(export, pin!(sleep(self.export_timeout))).await {
                 Either::Left((Ok(()), _)) => None,
                 Either::Left((Err(error), _)) => Some((Outcome::Failed, error.to_string())),
                 Either::Right(_) => Some((Outcome::TimedOut, timed_out(self.export_timeout))),
@@ -264,7 +259,7 @@ impl Shared {
                 return Err(FlushError::Timeout(timeout));
             }
             let pause = look.min(timeout - waited);
-            Delay::from(pause).await;
+            sleep(pause).await;
             waited += pause;
             look = (look * 2).min(LAST_LOOK);
         }
@@ -340,7 +335,7 @@ impl Shared {
                 return drained;
             }
             let pause = look.min(timeout - waited);
-            Delay::from(pause).await;
+            sleep(pause).await;
             waited += pause;
             look = (look * 2).min(LAST_LOOK);
         }

@@ -67,7 +67,14 @@ impl KeepAlive {
     pub(crate) fn spawn(self, work: impl Future<Output = ()> + 'static) {
         spawn_local(async move {
             work.await;
-            let _ = self.done.call0(&JsValue::UNDEFINED);
+            drop(self);
         });
+    }
+}
+
+impl Drop for KeepAlive {
+    /// The runtime takes a promise that nothing can settle any more for a hung event, and aborts it.
+    fn drop(&mut self) {
+        let _ = self.done.call0(&JsValue::UNDEFINED);
     }
 }

@@ -46,6 +46,7 @@ mod keep_alive;
 mod rescue;
 mod root;
 mod telemetry;
+mod timer;
 
 pub use carrier::{WorkerHeaderExtractor, WorkerHeaderInjector};
 pub use http::{IncomingRequest, OutgoingResponse};
@@ -53,3 +54,4 @@ pub(crate) use keep_alive::KeepAlive;
 pub use keep_alive::WaitUntil;
 pub use opentelemetry_http::{HeaderExtractor, HeaderInjector};
 pub use telemetry::{SetUp, Telemetry};
+pub(crate) use timer::sleep;

@@ -4,6 +4,7 @@
 use std::panic::{set_hook, take_hook};
 
 use super::root::OpenRoots;
+use super::timer;
 use crate::runtime::Shared;
 use crate::sync::Arc;
 
@@ -13,6 +14,7 @@ pub(super) fn install(shared: &Arc<Shared>, open: &OpenRoots) {
     let next = take_hook();
     set_hook(Box::new(move |info| {
         shared.rescue(|| open.end_all(&info.to_string()));
+        timer::stop_all();
         next(info);
     }));
 }
