@@ -69,6 +69,12 @@
 //! | `tokio` | yes | exports run inside a Tokio runtime of the processor's own |
 //! | `metrics` | yes | the numbers of [`Stats`] as OpenTelemetry metrics: `otel.sdk.processor.span.processed`, `.queue.size`, `.queue.capacity` and `per_request.span.late` |
 //! | `internal-logs` | yes | warnings, through `tracing` |
+//! | `worker` | | Cloudflare Workers, on `wasm32-unknown-unknown`: the module `workers`. Nothing anywhere else |
+//!
+//! # In Cloudflare Workers
+//!
+//! With `default-features = false, features = ["worker"]`, and Rust 1.91 or later. Everything above holds there, with the
+//! differences that the module `workers` lists; it also has what a Worker puts around its events.
 
 #![forbid(unsafe_code)]
 
