@@ -205,6 +205,8 @@ impl Shared {
                 Either::Right(_) => Some((Outcome::TimedOut, timed_out(self.export_timeout))),
             }
         };
+        // An exporter that holds something back has nobody else here who would ask for it.
+        let _ = self.exporter().any_force_flush();
         self.event(|state| {
             // Unless its lease has expired, and it is accounted for.
             if state.dispatch.in_flight(id).is_some() {

@@ -11,8 +11,8 @@ use opentelemetry::trace::{
 };
 use opentelemetry::{Context, KeyValue};
 
-use super::KeepAlive;
 use super::telemetry::Running;
+use crate::error::FlushError;
 use crate::request::RequestId;
 use crate::sync::{Arc, Mutex};
 
@@ -92,24 +92,12 @@ impl<'a> Root<'a> {
         self.fail("_OTHER", message);
     }
 
-    /// Ends the span, and sees to it that everything of this request leaves. The answer does not wait for that.
-    pub(super) fn end(self) {
-        let flush = self.end_and_flush();
-        if let Some(alive) = KeepAlive::new() {
-            alive.spawn(flush);
-        }
-    }
-
-    /// As [`Self::end`], for an event that has nobody who waits for an answer.
-    pub(super) fn end_and_flush(self) -> impl Future<Output = ()> + 'static {
-        let flush = self.running.handle();
-        let id = self.id;
+    /// Ends the span, and makes everything of this request leave, whatever else of it is under way. Returns a flush that
+    /// can be awaited, and that nothing depends on.
+    pub(super) fn end(self) -> impl Future<Output = Result<(), FlushError>> + use<> {
+        let (handle, id) = (self.running.handle(), self.id);
         drop(self);
-        let flush = flush.flush_request(id);
-        async move {
-            // What it could say has been said on the console.
-            let _ = flush.await;
-        }
+        handle.flush_request(id)
     }
 }
 
