@@ -4,7 +4,10 @@
 // A command-line program talks to its user.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod command;
 mod steps;
+mod wasm;
+mod workers;
 
 use std::process::ExitCode;
 
@@ -12,7 +15,8 @@ const USAGE: &str = "\
 usage: cargo xtask <command>
 
   test             everything that must hold: format, lints, docs, each feature alone,
-                   unit, property, integration and doc tests, examples, packages, the demo
+                   unit, property, integration and doc tests, examples, packages, the demo,
+                   Workers in workerd
   test <step>...   only these steps
   steps            the names of the steps
   bench            the benchmarks, for people

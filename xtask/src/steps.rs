@@ -3,6 +3,9 @@
 use std::process::Command;
 use std::time::Instant;
 
+use crate::command::{Outcome, cargo, output, run};
+use crate::workers::workers;
+
 /// The crates that are published, with the features that must each compile alone.
 const PUBLISHED: [(&str, &[&str]); 2] = [
     (
@@ -26,15 +29,13 @@ const PUBLISHED: [(&str, &[&str]); 2] = [
 
 const EXAMPLES: [&str; 4] = ["direct", "otlp_http", "otlp_grpc", "per_request_tokens"];
 
-type Outcome = Result<(), String>;
-
 /// A named part of `cargo xtask test`.
 struct Step {
     name: &'static str,
     run: fn() -> Outcome,
 }
 
-const STEPS: [Step; 8] = [
+const STEPS: [Step; 9] = [
     Step {
         name: "format",
         run: || cargo(&["fmt", "--all", "--check"]),
@@ -62,6 +63,10 @@ const STEPS: [Step; 8] = [
     Step {
         name: "demo",
         run: || cargo(&["demo", "--", "--json"]),
+    },
+    Step {
+        name: "workers",
+        run: workers,
     },
     Step {
         name: "tests",
@@ -146,15 +151,10 @@ fn features() -> Outcome {
                 "warnings",
             ])?;
         }
-        let tree = output(&[
-            "tree",
-            "--package",
-            package,
-            "--all-features",
-            "--edges",
-            "normal",
-        ])?;
-        if tree.lines().any(|line| line.contains(" worker v")) {
+        let mut tree = Command::new(env!("CARGO"));
+        tree.args(["tree", "--package", package, "--all-features"])
+            .args(["--edges", "normal"]);
+        if output(tree)?.lines().any(|line| line.contains(" worker v")) {
             return Err(format!(
                 "{package} pulls the crate `worker` into a native build"
             ));
@@ -185,28 +185,4 @@ fn package() -> Outcome {
         arguments.extend(["--package", package]);
     }
     cargo(&arguments)
-}
-
-fn cargo(arguments: &[&str]) -> Outcome {
-    let mut command = Command::new(env!("CARGO"));
-    command.args(arguments);
-    run(command)
-}
-
-fn run(mut command: Command) -> Outcome {
-    let status = command
-        .status()
-        .map_err(|error| format!("{command:?} could not be started: {error}"))?;
-    match status.success() {
-        true => Ok(()),
-        false => Err(format!("{command:?} ended with {status}")),
-    }
-}
-
-fn output(arguments: &[&str]) -> Result<String, String> {
-    let output = Command::new(env!("CARGO"))
-        .args(arguments)
-        .output()
-        .map_err(|error| format!("cargo could not be started: {error}"))?;
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
