@@ -175,21 +175,29 @@ impl Shared {
 
     /// Starts an export for each batch that waits. Outside of a request there is no I/O: they wait for the next event.
     fn send_waiting(self: &Arc<Self>) {
-        while let Some(alive) = KeepAlive::new() {
-            let lease = Instant::now().checked_add(self.export_timeout + LEASE_GRACE);
+        while self.state.lock().dispatch.has_ready_batch() {
+            let alive = KeepAlive::new();
             let mut state = self.state.lock();
-            let Some(batch) = state.dispatch.next_batch(lease) else {
+            let Some(alive) = alive else {
+                let notices = &mut state.dispatch.notices;
+                notices.note(Kind::OutsideRequest, 1, Example::None);
                 return;
             };
-            state.next_expiry = state.next_expiry.or(lease);
-            let id = batch.id;
-            state.starting.insert(id, batch);
-            drop(state);
-            alive.spawn(self.clone().export(id));
+            let lease = self.lease();
+            if let Some(batch) = state.dispatch.next_batch(lease) {
+                state.next_expiry = state.next_expiry.or(lease);
+                let id = batch.id;
+                state.starting.insert(id, batch);
+                drop(state);
+                alive.spawn(self.clone().export(id));
+            }
         }
-        let mut state = self.state.lock();
-        let notices = &mut state.dispatch.notices;
-        notices.note(Kind::OutsideRequest, 1, Example::None);
+    }
+
+    /// Until when an export that starts now is believed in.
+    fn lease(&self) -> Option<Instant> {
+        let lease = self.export_timeout.saturating_add(LEASE_GRACE);
+        Instant::now().checked_add(lease)
     }
 
     async fn export(self: Arc<Self>, id: u64) {
