@@ -5,7 +5,7 @@ use std::time::SystemTime;
 #[cfg(not(target_family = "wasm"))]
 pub(crate) use native::{monotonic, sleep};
 #[cfg(target_family = "wasm")]
-pub(crate) use workers::{monotonic, sleep};
+pub(crate) use workers::{monotonic, sleep, yield_once};
 
 /// The time of day.
 pub(crate) fn wall() -> SystemTime {
@@ -90,7 +90,8 @@ mod workers {
         }))
     }
 
-    async fn yield_once() {
+    /// Is ready in its second poll.
+    pub(crate) async fn yield_once() {
         let mut is_first = true;
         poll_fn(|cx| {
             if !std::mem::take(&mut is_first) {

@@ -14,8 +14,8 @@ pub(crate) fn bits() -> u64 {
 
 /// From the runtime, since the keys of a `RandomState` are constants there.
 ///
-/// Outside of a request Workers give out no randomness. Then it is a hash of the time, which spreads well enough for
-/// jitter, and keeps an exporter working that was built there.
+/// Outside of a request Workers give out no randomness. Then it is a hash of the time, which keeps an exporter working that
+/// was built there.
 #[cfg(target_family = "wasm")]
 pub(crate) fn bits() -> u64 {
     use std::hash::{BuildHasher, RandomState};

@@ -40,7 +40,11 @@ pub const DEFAULT_MAX_TRACES: usize = 1000;
 /// Default of [`Config::with_max_spans_per_trace`].
 pub const DEFAULT_MAX_SPANS_PER_TRACE: usize = 5000;
 /// Default of [`Config::with_max_concurrent_exports`].
-pub const DEFAULT_MAX_CONCURRENT_EXPORTS: usize = 20;
+pub const DEFAULT_MAX_CONCURRENT_EXPORTS: usize = match cfg!(target_family = "wasm") {
+    // A Worker has six connections, and they are for its own work.
+    true => 2,
+    false => 20,
+};
 /// Default of [`Config::with_max_batch_size`].
 pub const DEFAULT_MAX_BATCH_SIZE: usize = 64;
 /// Default of [`Config::with_max_pending_spans`].
@@ -212,7 +216,8 @@ impl Config {
     /// 0 is no limit; 20 by default; `A365_PER_REQUEST_MAX_CONCURRENT_EXPORTS`. An exporter that blocks its thread takes one
     /// for each export, and there are never more than 256 of them.
     ///
-    /// In Cloudflare Workers no request may wait for another one, so there it bounds the early exports of one request.
+    /// In Cloudflare Workers no request may wait for another one, so there it bounds the early exports of one request. There
+    /// it is 2 by default, because a request has six connections.
     #[must_use]
     pub fn with_max_concurrent_exports(mut self, max: usize) -> Self {
         self.max_concurrent_exports = max;

@@ -27,7 +27,7 @@ pub(crate) const LATE_ATTRIBUTE: &str = "per_request.late";
 const LATE_TRACES: usize = 1024;
 
 /// How long a request that has used up its exports waits for the next one. Each wait is twice as long as the one before,
-/// up to 32 times this one, so that a request of half a minute has six more.
+/// up to 32 times this one, so that a request of half a minute has seven more.
 const PACE: Duration = Duration::from_millis(250);
 
 /// For how many traces a loss is remembered until somebody flushes that trace.
@@ -614,14 +614,20 @@ impl Dispatch {
 
     /// Makes batches of all that is queued in this scope, and watches all its batches until they are done.
     pub(crate) fn begin_flush(&mut self, scope: Scope) -> u64 {
-        let flush = self.open_flush(scope);
+        let mut flush = self.open_flush(scope);
+        let waiting = self.waiting.iter().map(|batch| &batch.origin);
+        let in_flight = self.in_flight.values().map(|flight| &flight.origin);
+        flush.remaining = waiting
+            .chain(in_flight)
+            .filter(|origin| scope.covers(origin))
+            .count();
         let id = flush.id;
         self.flushes.push(flush);
         self.finish_flushes();
         id
     }
 
-    /// The same for somebody who asks [`Self::done`] whether it is done, and is not told.
+    /// The same for somebody who asks whether it is done, and is not told.
     pub(crate) fn open_flush(&mut self, scope: Scope) -> Flush {
         match scope {
             Scope::All => self.take_all_queues(),
@@ -637,17 +643,10 @@ impl Dispatch {
         if self.late.covered_by(scope) {
             self.take_late();
         }
-        let id = self.new_id();
-        let waiting = self.waiting.iter().map(|batch| &batch.origin);
-        let in_flight = self.in_flight.values().map(|flight| &flight.origin);
-        let remaining = waiting
-            .chain(in_flight)
-            .filter(|origin| scope.covers(origin))
-            .count();
         Flush {
-            id,
+            id: self.new_id(),
             scope,
-            remaining,
+            remaining: 0,
             reported: match scope.trace() {
                 None => self.reported,
                 Some(trace) => self.lost_trace(trace).reported,

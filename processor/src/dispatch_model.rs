@@ -633,6 +633,7 @@ fn request_without_exports_left_sends_one_more_with_its_root_and_then_ever_more_
     for _ in 0..8 {
         lone.end_a_child();
         assert_eq!(lone.export(), [], "after {pauses:?}");
+        assert!(lone.dispatch.is_paced(root_of(1)));
         let paced = lone.dispatch.take_paced();
         pauses.extend(paced.iter().map(|(_, pause)| pause.as_millis()));
         lone.end_a_child();
@@ -647,11 +648,12 @@ fn request_without_exports_left_sends_one_more_with_its_root_and_then_ever_more_
 #[test]
 fn what_was_put_off_leaves_with_the_request_with_a_flush_and_with_an_eviction() {
     type Out = fn(&mut Lone);
-    let ways: [(&str, Out); 4] = [
+    let ways: [(&str, Out); 5] = [
         ("over", |lone| lone.end(1)),
         ("flushed", |lone| {
             lone.dispatch.open_flush(Scope::Request(root_of(1)));
         }),
+        ("sent", |lone| lone.dispatch.send(root_of(1))),
         ("all flushed", |lone| {
             lone.dispatch.open_flush(Scope::All);
         }),
@@ -753,4 +755,28 @@ fn request_that_is_kept_open_has_the_spans_that_start_later() {
     assert_eq!(dispatch.stats().traces, 0);
     assert_eq!(dispatch.stats().late.total(), 0);
     assert_eq!(dispatch.stats().ended, 2);
+}
+
+/// Scenario: in a Worker, batches of several traces wait.
+/// Guarantees: an event can take those of its own trace first, wherever they are, and the others keep their order.
+#[test]
+fn batches_of_one_trace_are_taken_before_the_others() {
+    let mut dispatch = Dispatch::for_workers(&Config::default(), Context::new(), true);
+    for trace in [1, 2, 3, 2] {
+        let root = SpanId::from(1);
+        let trace_id = TraceId::from(trace);
+        let id = RequestId {
+            trace: trace_id,
+            root,
+        };
+        dispatch.start_root(id, Context::new());
+        dispatch.end(&mut Some(crate::testing::span(trace, 1)));
+    }
+    let mut of_two = || dispatch.next_batch_of(TraceId::from(2), None);
+    assert!(of_two().is_some() && of_two().is_some() && of_two().is_none());
+    let rest: Vec<Batch> = std::iter::from_fn(|| dispatch.next_batch(None)).collect();
+    let traces: Vec<TraceId> = rest.iter().map(|batch| trace_of(&batch.spans[0])).collect();
+    assert_eq!(traces, [TraceId::from(1), TraceId::from(3)]);
+    rest.into_iter().for_each(|batch| dispatch.discard(batch));
+    assert!(dispatch.take_garbage().is_some());
 }

@@ -6,7 +6,8 @@ use lru::LruCache;
 use opentelemetry::Context;
 use opentelemetry::trace::{SpanId, TraceId};
 
-use super::{Dispatch, Flush, Late, Report};
+use super::{Batch, Dispatch, Flush, Late, Report};
+use crate::clock::Instant;
 use crate::config::Config;
 use crate::hash::IdHash;
 use crate::registry::Lookup;
@@ -41,10 +42,40 @@ impl Dispatch {
         }
     }
 
+    /// Makes everything of a request leave that it has queued.
+    pub(crate) fn send(&mut self, id: RequestId) {
+        self.take_queue(id);
+    }
+
+    /// As [`Dispatch::next_batch`], of this trace only.
+    pub(crate) fn next_batch_of(
+        &mut self,
+        trace: TraceId,
+        deadline: Option<Instant>,
+    ) -> Option<Batch> {
+        let mut waiting = self.waiting.iter();
+        let at = waiting.position(|batch| batch.origin.trace() == trace)?;
+        if at > 0 {
+            let batch = self.waiting.remove(at)?;
+            self.waiting.push_front(batch);
+        }
+        self.next_batch(deadline)
+    }
+
+    /// To be dropped with the rest of what must not be dropped under the lock.
+    pub(crate) fn discard(&mut self, batch: Batch) {
+        self.garbage.batches.push(batch);
+    }
+
     /// The requests that have used up their exports since the last call. After the time that each is given with,
     /// [`Self::end_pause`] is to be called.
     pub(crate) fn take_paced(&mut self) -> Vec<(RequestId, Duration)> {
         std::mem::take(&mut self.paced)
+    }
+
+    pub(crate) fn is_paced(&mut self, id: RequestId) -> bool {
+        let request = self.request(id);
+        request.is_some_and(|request| request.schedule == Schedule::Paced)
     }
 
     /// The next tick takes the queue of a request that waited for its turn.

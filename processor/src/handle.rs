@@ -134,6 +134,14 @@ impl Handle {
         self.flush_scope(Scope::Request(id), None)
     }
 
+    /// Makes everything of a request leave that it has queued.
+    #[cfg(target_family = "wasm")]
+    pub(crate) fn send(&self, id: RequestId) {
+        if let Some(shared) = &self.shared {
+            shared.send(id);
+        }
+    }
+
     /// Keeps the request open that the active span of `cx` belongs to, if there is one.
     #[cfg(target_family = "wasm")]
     pub(crate) fn hold(&self, cx: &Context) -> Option<Hold> {

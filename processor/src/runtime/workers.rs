@@ -39,6 +39,13 @@ const LEASE_GRACE: Duration = Duration::from_secs(1);
 const FIRST_LOOK: Duration = Duration::from_millis(4);
 const LAST_LOOK: Duration = Duration::from_millis(128);
 
+/// How often a pause looks whether its request still needs it.
+const PAUSE_PART: Duration = Duration::from_secs(1);
+
+/// How many batches of others a request sends when it starts: those of a trace that it evicts, or what was left behind by
+/// requests that the runtime has cancelled. Each costs it a subrequest.
+const OTHERS: usize = 4;
+
 /// The shortest time that an exporter's `shutdown` is given.
 const LEAST_SHUTDOWN: Duration = Duration::from_millis(100);
 
@@ -51,11 +58,39 @@ pub(crate) struct Shared {
     export_timeout: Duration,
 }
 
+/// What an event sends of what waits.
+#[derive(Clone, Copy, Debug)]
+struct Reach {
+    /// Everything of this trace.
+    own: Option<TraceId>,
+    /// So many batches of other traces.
+    others: usize,
+}
+
+impl Reach {
+    const NONE: Self = Self {
+        own: None,
+        others: 0,
+    };
+
+    const ALL: Self = Self {
+        own: None,
+        others: usize::MAX,
+    };
+
+    fn own(trace: TraceId) -> Self {
+        let own = Some(trace);
+        Self { own, others: 0 }
+    }
+}
+
 #[derive(Debug)]
 struct State {
     dispatch: Dispatch,
     /// Batches whose task was spawned and not yet polled.
     starting: HashMap<u64, Batch>,
+    /// When the requests are to go on that pause. A timer of their own event does it, if that lives as long.
+    pauses: Vec<(RequestId, Instant)>,
     /// Set when this instance is about to die: no task is polled any more.
     dying: bool,
     /// No lease expires before.
@@ -91,6 +126,7 @@ impl Shared {
             state: Mutex::new(State {
                 dispatch: Dispatch::for_workers(config, fallback, mark_late),
                 starting: HashMap::new(),
+                pauses: Vec::new(),
                 dying: false,
                 next_expiry: None,
                 shut_down: None,
@@ -103,25 +139,27 @@ impl Shared {
     // ----- spans start and end -----
 
     pub(crate) fn start_root(self: &Arc<Self>, id: RequestId, context: Context) {
-        self.event(|state| {
+        let reach = Reach {
+            own: Some(id.trace),
+            others: OTHERS,
+        };
+        self.event(reach, |state| {
             state.expire_leases(self.export_timeout);
             state.dispatch.start_root(id, context);
         });
     }
 
     pub(crate) fn start_child(self: &Arc<Self>, trace: TraceId, parent: SpanId, span: SpanId) {
-        self.event(|state| state.dispatch.start_child(trace, parent, span));
+        self.event(Reach::own(trace), |state| {
+            state.dispatch.start_child(trace, parent, span);
+        });
     }
 
     pub(crate) fn end(self: &Arc<Self>, span: SpanData) {
+        let trace = span.span_context.trace_id();
         let mut span = Some(span);
-        self.event(|state| state.dispatch.end(&mut span));
+        self.event(Reach::own(trace), |state| state.dispatch.end(&mut span));
         drop(span);
-    }
-
-    /// Notes something that the user should hear.
-    pub(crate) fn note(self: &Arc<Self>, kind: Kind, count: u64, example: Example) {
-        self.event(|state| state.dispatch.notices.note(kind, count, example));
     }
 
     fn start_hold(self: &Arc<Self>, trace: TraceId, parent: SpanId) -> SpanId {
@@ -131,17 +169,33 @@ impl Shared {
     }
 
     fn end_hold(self: &Arc<Self>, trace: TraceId, id: SpanId) {
-        self.event(|state| state.dispatch.release(trace, id));
+        self.event(Reach::own(trace), |state| state.dispatch.release(trace, id));
     }
 
-    /// Does something under the lock, and then, in this I/O context, all that has become due.
-    fn event<T>(self: &Arc<Self>, act: impl FnOnce(&mut State) -> T) -> T {
+    /// Makes everything of a request leave that it has queued.
+    pub(crate) fn send(self: &Arc<Self>, id: RequestId) {
+        self.event(Reach::own(id.trace), |state| state.dispatch.send(id));
+    }
+
+    /// Notes something that the user should hear.
+    pub(crate) fn note(self: &Arc<Self>, kind: Kind, count: u64, example: Example) {
+        self.event(Reach::NONE, |state| {
+            state.dispatch.notices.note(kind, count, example);
+        });
+    }
+
+    /// Does something under the lock, and then, in this I/O context, what has become due and is in reach.
+    fn event<T>(self: &Arc<Self>, reach: Reach, act: impl FnOnce(&mut State) -> T) -> T {
         let mut state = self.state.lock();
         let result = act(&mut state);
+        state.end_pauses();
         state.dispatch.tick(usize::MAX);
+        if state.dying {
+            return result;
+        }
         let garbage = state.dispatch.take_garbage();
-        let paced = state.dispatch.take_paced();
-        let leaving = state.dispatch.has_ready_batch() && !state.dying;
+        let paced = state.take_paced();
+        let leaving = state.dispatch.has_ready_batch();
         let over = state.dispatch.is_closed() && state.shut_down.is_none();
         let notices = state.take_notices();
         drop(state);
@@ -152,7 +206,7 @@ impl Shared {
             self.pause(id, pause);
         }
         if leaving {
-            self.send_waiting();
+            self.send_waiting(reach);
         }
         if over {
             self.shut_down_if_drained(self.export_timeout);
@@ -160,21 +214,28 @@ impl Shared {
         result
     }
 
-    /// Sends a request's queue later, in this I/O context. Without one it leaves with the request, or with a flush.
+    /// Sends a request's queue later, in this I/O context. If that ends before, the next event after the pause does it.
     fn pause(self: &Arc<Self>, id: RequestId, pause: Duration) {
-        if let Some(alive) = KeepAlive::new() {
-            let shared = self.clone();
-            alive.spawn(async move {
-                sleep(pause).await;
-                shared.event(|state| state.dispatch.end_pause(id));
-            });
-        }
+        let Some(alive) = KeepAlive::new() else {
+            return;
+        };
+        let shared = self.clone();
+        alive.spawn(async move {
+            let mut left = pause;
+            // A request that is over meanwhile should not keep its event open.
+            while !left.is_zero() && shared.state.lock().dispatch.is_paced(id) {
+                let part = left.min(PAUSE_PART);
+                sleep(part).await;
+                left -= part;
+            }
+            shared.event(Reach::own(id.trace), |state| state.end_pause(id));
+        });
     }
 
     // ----- exports -----
 
-    /// Starts an export for each batch that waits. Outside of a request there is no I/O: they wait for the next event.
-    fn send_waiting(self: &Arc<Self>) {
+    /// Starts an export for each batch in reach that waits. Outside of a request there is no I/O: they go on waiting.
+    fn send_waiting(self: &Arc<Self>, mut reach: Reach) {
         while self.state.lock().dispatch.has_ready_batch() {
             let alive = KeepAlive::new();
             let mut state = self.state.lock();
@@ -183,14 +244,13 @@ impl Shared {
                 notices.note(Kind::OutsideRequest, 1, Example::None);
                 return;
             };
-            let lease = self.lease();
-            if let Some(batch) = state.dispatch.next_batch(lease) {
-                state.next_expiry = state.next_expiry.or(lease);
-                let id = batch.id;
-                state.starting.insert(id, batch);
-                drop(state);
-                alive.spawn(self.clone().export(id));
-            }
+            let Some(batch) = state.next_batch(&mut reach, self.lease()) else {
+                return;
+            };
+            let id = batch.id;
+            state.starting.insert(id, batch);
+            drop(state);
+            alive.spawn(self.clone().export(id));
         }
     }
 
@@ -205,6 +265,10 @@ impl Shared {
             return;
         };
         let spans = batch.spans.len() as u64;
+        let reach = Reach {
+            own: batch.spans.first().map(|span| span.span_context.trace_id()),
+            others: 0,
+        };
         let error = {
             let export = self.begin_export(batch);
             match select(export, pin!(sleep(self.export_timeout))).await {
@@ -215,7 +279,7 @@ impl Shared {
         };
         // An exporter that holds something back has nobody else here who would ask for it.
         let _ = self.exporter().any_force_flush();
-        self.event(|state| {
+        self.event(reach, |state| {
             // Unless its lease has expired, and it is accounted for.
             if state.dispatch.in_flight(id).is_some() {
                 match error {
@@ -245,7 +309,11 @@ impl Shared {
         scope: Scope,
         timeout: Duration,
     ) -> impl Future<Output = Result<(), FlushError>> + Send + use<> {
-        let flush = self.event(|state| match state.dispatch.is_closed() {
+        let reach = match scope {
+            Scope::All => Reach::ALL,
+            Scope::Trace(trace) | Scope::Request(RequestId { trace, .. }) => Reach::own(trace),
+        };
+        let flush = self.event(reach, |state| match state.dispatch.is_closed() {
             true => None,
             false => Some(state.dispatch.open_flush(scope)),
         });
@@ -262,7 +330,8 @@ impl Shared {
         let mut look = FIRST_LOOK;
         let mut waited = Duration::ZERO;
         loop {
-            if let Some(result) = self.event(|state| state.result_of(flush, self.export_timeout)) {
+            let result = |state: &mut State| state.result_of(flush, self.export_timeout);
+            if let Some(result) = self.event(Reach::NONE, result) {
                 return self.flush_exporter(result);
             }
             if waited >= timeout {
@@ -282,12 +351,14 @@ impl Shared {
 
     /// Sends all that is queued. There is no way to wait for it here.
     pub(crate) fn flush_blocking(self: &Arc<Self>, _timeout: Duration) -> Result<(), FlushError> {
-        let flush = self.event(|state| match state.dispatch.is_closed() {
+        let flush = self.event(Reach::ALL, |state| match state.dispatch.is_closed() {
             true => None,
             false => Some(state.dispatch.open_flush(Scope::All)),
         });
         let flush = flush.ok_or(FlushError::AlreadyShutdown)?;
-        match self.event(|state| state.result_of(&flush, self.export_timeout)) {
+        match self.event(Reach::NONE, |state| {
+            state.result_of(&flush, self.export_timeout)
+        }) {
             Some(result) => self.flush_exporter(result),
             None => Err(FlushError::WouldDeadlock(Deadlock::NoThreads)),
         }
@@ -311,7 +382,7 @@ impl Shared {
     }
 
     fn begin_shutdown(self: &Arc<Self>) -> Flush {
-        self.event(|state| {
+        self.event(Reach::ALL, |state| {
             if !state.dispatch.is_closed() {
                 state.dispatch.close();
             }
@@ -326,7 +397,7 @@ impl Shared {
     ) -> Result<(), FlushError> {
         let waited = self.wait_until_drained(timeout).await;
         if !waited {
-            self.event(|state| state.dispatch.abandon());
+            self.event(Reach::NONE, |state| state.dispatch.abandon());
         }
         self.shut_down_if_drained(timeout);
         self.shutdown_result(flush)
@@ -337,7 +408,7 @@ impl Shared {
         let mut look = FIRST_LOOK;
         let mut waited = Duration::ZERO;
         loop {
-            let drained = self.event(|state| {
+            let drained = self.event(Reach::ALL, |state| {
                 state.expire_leases(self.export_timeout);
                 state.dispatch.is_drained()
             });
@@ -458,7 +529,54 @@ impl Drop for Hold {
     }
 }
 
+// ===== impl State =====
+
 impl State {
+    /// The next batch that is in reach.
+    fn next_batch(&mut self, reach: &mut Reach, lease: Option<Instant>) -> Option<Batch> {
+        let own = reach.own;
+        let own = own.and_then(|trace| self.dispatch.next_batch_of(trace, lease));
+        let batch = match own {
+            Some(batch) => batch,
+            None if reach.others > 0 => {
+                reach.others -= 1;
+                self.dispatch.next_batch(lease)?
+            }
+            None => return None,
+        };
+        self.next_expiry = self.next_expiry.or(lease);
+        Some(batch)
+    }
+
+    /// Requests that begin to pause.
+    fn take_paced(&mut self) -> Vec<(RequestId, Duration)> {
+        let paced = self.dispatch.take_paced();
+        for (id, pause) in &paced {
+            if let Some(until) = Instant::now().checked_add(*pause + LEASE_GRACE) {
+                self.pauses.push((*id, until));
+            }
+        }
+        paced
+    }
+
+    fn end_pause(&mut self, id: RequestId) {
+        self.pauses.retain(|(paused, _)| *paused != id);
+        self.dispatch.end_pause(id);
+    }
+
+    /// Ends the pauses whose events did not live to do it.
+    fn end_pauses(&mut self) {
+        if self.pauses.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        let over = |(_, until): &(RequestId, Instant)| *until <= now;
+        let ended: Vec<_> = self.pauses.iter().copied().filter(over).collect();
+        for (id, _) in ended {
+            self.end_pause(id);
+        }
+    }
+
     /// Accounts for exports that should have ended by now: the runtime cancelled their request.
     fn expire_leases(&mut self, export_timeout: Duration) {
         let Some(next) = self.next_expiry else {
@@ -469,7 +587,9 @@ impl State {
             return;
         }
         for overdue in self.dispatch.overdue(now) {
-            self.starting.remove(&overdue.id);
+            if let Some(batch) = self.starting.remove(&overdue.id) {
+                self.dispatch.discard(batch);
+            }
             let error = timed_out(export_timeout);
             self.fail(overdue.id, overdue.spans, Outcome::TimedOut, error);
         }

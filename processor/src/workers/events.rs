@@ -1,5 +1,6 @@
 //! A root span around each event, and a flush behind it.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt::Display;
 use std::future::Future;
@@ -22,7 +23,8 @@ impl Telemetry {
     /// The span continues the trace of the header `traceparent`, and has the attributes of the semantic conventions for HTTP
     /// servers; of a query only the names, since the values may be secrets. The handler runs under it whenever it is polled, so
     /// spans that it starts are its children. A status of 500 and above, and an error, are marked as such. When the handler
-    /// is done the span ends, and what is queued of this request leaves; the response does not wait for that.
+    /// is done the span ends, and what is queued of this request leaves; the response does not wait for that. What the
+    /// handler returned as an error is in the span, in its own words.
     ///
     /// # Errors
     ///
@@ -64,8 +66,7 @@ impl Telemetry {
             }
             Err(error) => root.fail_with(error),
         }
-        // What it starts goes on by itself.
-        drop(root.end());
+        root.end();
         result
     }
 
@@ -93,7 +94,33 @@ impl Telemetry {
         };
         let root = Root::start(running, &Context::new(), opening);
         root.run(async { handler(event, env, ctx).await }).await;
-        drop(root.end());
+        root.end();
+    }
+
+    /// Does any other work inside a span that is the root of its trace: an alarm, a WebSocket message, an email, a call of a
+    /// Durable Object's method.
+    ///
+    /// A span needs to be there for other spans to belong to a request at all, and to leave under its context.
+    pub async fn instrument<T>(
+        &self,
+        env: &Env,
+        name: impl Into<Cow<'static, str>>,
+        kind: SpanKind,
+        work: impl Future<Output = T>,
+    ) -> T {
+        let Some(running) = self.running(env) else {
+            return work.await;
+        };
+        let opening = Opening {
+            name: name.into(),
+            kind,
+            attributes: Vec::new(),
+            links: Vec::new(),
+        };
+        let root = Root::start(running, &Context::new(), opening);
+        let result = root.run(work).await;
+        root.end();
+        result
     }
 
     /// Handles a batch of a queue inside a CONSUMER span, with a link to the trace of each message that names one.
@@ -102,7 +129,8 @@ impl Telemetry {
     /// one, as text fields of an object.
     ///
     /// If the handler fails, the flush is waited for, for as long as an export may take: an error that a queue handler returns
-    /// is a panic of the whole instance in the crate `worker`, and nothing leaves after that.
+    /// is a panic of the whole instance in the crate `worker`, and nothing leaves after that. What the handler returned as an
+    /// error is in the span, in its own words.
     ///
     /// # Errors
     ///
@@ -138,11 +166,10 @@ impl Telemetry {
         let root = Root::start(running, &Context::new(), opening);
         let result = root.run(async { handler(batch, env, ctx).await }).await;
         match &result {
-            Ok(()) => drop(root.end()),
+            Ok(()) => root.end(),
             Err(error) => {
                 root.fail_with(error);
-                // What it could say is on the console.
-                let _ = root.end().await;
+                root.end_and_flush().await;
             }
         }
         result

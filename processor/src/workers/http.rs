@@ -1,12 +1,7 @@
 //! What a span says of an HTTP request, by the semantic conventions for HTTP servers.
 
 use opentelemetry::KeyValue;
-use opentelemetry::propagation::Extractor;
-use opentelemetry::propagation::text_map_propagator::TextMapPropagator;
-use opentelemetry_http::HeaderExtractor;
 use worker::Url;
-
-use super::carrier::WorkerHeaderExtractor;
 
 /// A request as a `fetch` event has it: a `worker::Request` or an `http::Request`.
 pub trait IncomingRequest {
@@ -16,9 +11,6 @@ pub trait IncomingRequest {
     fn url(&self) -> Option<Url>;
     /// The value of a header, by its name in any case.
     fn header(&self, name: &str) -> Option<String>;
-    /// The headers that a propagator wants to read.
-    #[doc(hidden)]
-    fn carrier(&self, propagator: &dyn TextMapPropagator) -> Box<dyn Extractor + '_>;
 }
 
 impl IncomingRequest for worker::Request {
@@ -34,10 +26,6 @@ impl IncomingRequest for worker::Request {
     fn header(&self, name: &str) -> Option<String> {
         self.headers().get(name).ok()?
     }
-
-    fn carrier(&self, propagator: &dyn TextMapPropagator) -> Box<dyn Extractor + '_> {
-        Box::new(WorkerHeaderExtractor::new(self.headers(), propagator))
-    }
 }
 
 impl<B> IncomingRequest for http::Request<B> {
@@ -52,10 +40,6 @@ impl<B> IncomingRequest for http::Request<B> {
     fn header(&self, name: &str) -> Option<String> {
         let value = self.headers().get(name)?;
         value.to_str().ok().map(str::to_owned)
-    }
-
-    fn carrier(&self, _propagator: &dyn TextMapPropagator) -> Box<dyn Extractor + '_> {
-        Box::new(HeaderExtractor(self.headers()))
     }
 }
 
@@ -103,13 +87,13 @@ pub(super) fn attributes(request: &impl IncomingRequest) -> Vec<KeyValue> {
     if let Some(url) = request.url() {
         attributes.push(KeyValue::new("url.scheme", url.scheme().to_owned()));
         attributes.push(KeyValue::new("url.path", url.path().to_owned()));
-        if url.query().is_some() {
-            attributes.push(KeyValue::new("url.query", redacted_query(&url)));
+        if let Some(query) = url.query() {
+            attributes.push(KeyValue::new("url.query", redacted(query)));
         }
         if let Some(host) = url.host_str() {
             attributes.push(KeyValue::new("server.address", host.to_owned()));
         }
-        if let Some(port) = url.port() {
+        if let Some(port) = url.port_or_known_default() {
             attributes.push(KeyValue::new("server.port", i64::from(port)));
         }
     }
@@ -119,10 +103,11 @@ pub(super) fn attributes(request: &impl IncomingRequest) -> Vec<KeyValue> {
     attributes
 }
 
-/// The names in the query. Its values may be secrets.
-fn redacted_query(url: &Url) -> String {
-    let names = url
-        .query_pairs()
-        .map(|(name, _)| format!("{name}=REDACTED"));
-    names.collect::<Vec<_>>().join("&")
+/// The names in a query. Its values may be secrets, and so may be what has no name.
+fn redacted(query: &str) -> String {
+    let redact = |part: &str| match part.split_once('=') {
+        Some((name, _)) => format!("{name}=REDACTED"),
+        None => "REDACTED".to_owned(),
+    };
+    query.split('&').map(redact).collect::<Vec<_>>().join("&")
 }

@@ -42,12 +42,6 @@ impl WaitUntil for worker::durable::State {
     }
 }
 
-impl<W: WaitUntil> WaitUntil for &W {
-    fn wait_until(&self, work: impl Future<Output = ()> + 'static) {
-        (**self).wait_until(work);
-    }
-}
-
 /// The event that is being handled, whichever it is, for as long as the work that is spawned here.
 #[derive(Debug)]
 pub(crate) struct KeepAlive {

@@ -33,8 +33,10 @@
 //! - [`max_exports_per_request`](crate::Config::with_max_exports_per_request) keeps a request within its subrequests.
 //! - [`force_flush`](opentelemetry_sdk::trace::SpanProcessor::force_flush) can send, but not wait; use
 //!   [`Handle::flush`](crate::Handle::flush).
+//! - A panic is the end of the instance, also one in the context projection or in an exporter.
 //! - When the runtime cancels a request, its spans that have not ended never end. Its queued spans leave when its trace is
-//!   evicted, or with a flush.
+//!   evicted, or with a flush, in the event of another request; a request sends four batches of others when it starts, at
+//!   the most.
 //! - Warnings are on the console.
 
 mod carrier;

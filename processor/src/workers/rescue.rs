@@ -1,20 +1,30 @@
 //! A panic takes the whole instance with it: every request in it, and everything that is queued. Before it does, this puts
 //! what is queued on the wire.
 
-use std::panic::{set_hook, take_hook};
-
 use super::root::OpenRoots;
-use super::timer;
 use crate::runtime::Shared;
 use crate::sync::Arc;
 
-/// Installs the hook, in front of the one that is there.
-pub(super) fn install(shared: &Arc<Shared>, open: &OpenRoots) {
-    let (shared, open) = (shared.clone(), open.clone());
-    let next = take_hook();
+/// Installs the hook, behind the one that is there. Returns what it has to be told of.
+#[cfg(not(panic = "unwind"))]
+pub(super) fn install(shared: &Arc<Shared>) -> Option<OpenRoots> {
+    use std::panic::{set_hook, take_hook};
+
+    let open_roots = OpenRoots::new();
+    let (shared, open) = (shared.clone(), open_roots.clone());
+    let first = take_hook();
     set_hook(Box::new(move |info| {
+        // First what is sure to work: a panic in here ends the hook at once.
+        first(info);
+        super::timer::stop_all();
         shared.rescue(|| open.end_all(&info.to_string()));
-        timer::stop_all();
-        next(info);
     }));
+    Some(open_roots)
+}
+
+/// An instance that unwinds survives a panic.
+#[cfg(panic = "unwind")]
+pub(super) fn install(_shared: &Arc<Shared>) -> Option<OpenRoots> {
+    super::console::log("this Worker unwinds, so a panic leaves nothing to rescue");
+    None
 }

@@ -3,22 +3,23 @@
 use std::borrow::Cow;
 use std::fmt::Display;
 use std::future::Future;
-use std::num::NonZeroUsize;
 
 use lru::LruCache;
 use opentelemetry::trace::{
-    FutureExt as _, Link, SpanId, SpanKind, Status, TraceContextExt as _, Tracer as _,
+    FutureExt as _, Link, SpanId, SpanKind, SpanRef, Status, TraceContextExt as _, Tracer as _,
 };
 use opentelemetry::{Context, KeyValue};
 
 use super::telemetry::Running;
-use crate::error::FlushError;
 use crate::request::RequestId;
 use crate::sync::{Arc, Mutex};
 
 /// How many root spans are remembered for a panic hook. The runtime never says that it cancelled a request, so the oldest are
 /// forgotten.
-const REMEMBERED_ROOTS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(1023);
+const REMEMBERED_ROOTS: usize = 1024;
+
+/// How many of them a panic hook ends, the latest first: each is a request of the one that panicked.
+const REPORTED_ROOTS: usize = 32;
 
 /// What a root span is to be.
 pub(super) struct Opening {
@@ -92,12 +93,19 @@ impl<'a> Root<'a> {
         self.fail("_OTHER", message);
     }
 
-    /// Ends the span, and makes everything of this request leave, whatever else of it is under way. Returns a flush that
-    /// can be awaited, and that nothing depends on.
-    pub(super) fn end(self) -> impl Future<Output = Result<(), FlushError>> + use<> {
+    /// Ends the span, and makes everything of this request leave, whatever else of it is under way.
+    pub(super) fn end(self) {
         let (handle, id) = (self.running.handle(), self.id);
         drop(self);
-        handle.flush_request(id)
+        handle.send(id);
+    }
+
+    /// As [`Self::end`], and waits until all of it is done.
+    pub(super) async fn end_and_flush(self) {
+        let (handle, id) = (self.running.handle(), self.id);
+        drop(self);
+        // What it could say is on the console.
+        let _ = handle.flush_request(id).await;
     }
 }
 
@@ -114,11 +122,17 @@ impl Drop for Root<'_> {
 
 impl OpenRoots {
     pub(super) fn new() -> Self {
-        Self(Arc::new(Mutex::new(LruCache::new(REMEMBERED_ROOTS))))
+        Self(Arc::new(Mutex::new(LruCache::unbounded())))
     }
 
     fn add(&self, root: SpanId, cx: Context) {
-        let forgotten = self.0.lock().push(root, cx);
+        let mut open = self.0.lock();
+        open.put(root, cx);
+        let forgotten = match open.len() > REMEMBERED_ROOTS {
+            true => open.pop_lru(),
+            false => None,
+        };
+        drop(open);
         // Not under the lock: it may end a span.
         drop(forgotten);
     }
@@ -128,33 +142,38 @@ impl OpenRoots {
         drop(removed);
     }
 
-    /// Ends all that are open, with an error: this instance is about to die of a panic.
+    /// Ends those that are open, with an error: this instance is about to die of a panic.
+    ///
+    /// What the panic says goes to the request that panicked only. It may be nobody else's business.
     pub(super) fn end_all(&self, panic: &str) {
         let Some(mut open) = self.0.try_lock() else {
             return;
         };
-        let open = std::mem::replace(&mut *open, LruCache::unbounded());
+        let mut open = std::mem::replace(&mut *open, LruCache::unbounded());
         let current = Context::map_current(|cx| cx.get::<RootOf>().copied());
-        for (root, cx) in &open {
+        if let Some(cx) = current.and_then(|RootOf(root)| open.pop(&root)) {
             let span = cx.span();
-            span.set_attribute(KeyValue::new("error.type", "panic"));
-            if current.is_some_and(|RootOf(current)| current == *root) {
-                span.add_event(
-                    "exception",
-                    vec![
-                        KeyValue::new("exception.type", "panic"),
-                        KeyValue::new("exception.message", panic.to_owned()),
-                    ],
-                );
-                span.set_status(Status::error(panic.to_owned()));
-            } else {
-                span.set_status(Status::error(
-                    "the Worker's instance died: another request panicked",
-                ));
-            }
-            span.end();
+            let exception = vec![
+                KeyValue::new("exception.type", "panic"),
+                KeyValue::new("exception.message", panic.to_owned()),
+            ];
+            span.add_event("exception", exception);
+            end_with(&span, panic.to_owned());
+            std::mem::forget(cx);
+        }
+        for (_, cx) in open.iter().take(REPORTED_ROOTS) {
+            end_with(
+                &cx.span(),
+                "the instance died of a panic while this was open".to_owned(),
+            );
         }
         // Whatever its contexts would do when they are dropped, this instance is past it.
         std::mem::forget(open);
     }
+}
+
+fn end_with(span: &SpanRef<'_>, description: String) {
+    span.set_attribute(KeyValue::new("error.type", "panic"));
+    span.set_status(Status::error(description));
+    span.end();
 }

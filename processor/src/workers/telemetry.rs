@@ -1,11 +1,13 @@
 //! Telemetry for a Worker: set up once for each instance, and then around every event.
 
+use std::collections::HashMap;
 use std::error::Error;
 use std::fmt;
 use std::future::Future;
 use std::sync::OnceLock;
 
 use opentelemetry::Context;
+use opentelemetry::propagation::TextMapPropagator as _;
 use opentelemetry::trace::{FutureExt as _, TracerProvider as _};
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider, TracerProviderBuilder};
@@ -77,6 +79,10 @@ impl Telemetry {
     }
 
     /// The processor's handle, to flush or to read numbers. `None` if the set-up failed.
+    ///
+    /// # Panics
+    ///
+    /// If the set-up itself calls it, or anything else of this telemetry.
     pub fn handle(&self, env: &Env) -> Option<Handle> {
         self.running(env).map(Running::handle)
     }
@@ -85,7 +91,9 @@ impl Telemetry {
     ///
     /// A span that starts after its request is over is late, because nothing proves any more whose it is. `work` keeps the
     /// request open, so its spans leave under the request's own context, as they end. `ctx.wait_until` itself forgets the
-    /// context, and keeps nothing open.
+    /// context: a span that starts there is the root of a trace of its own.
+    ///
+    /// If the request is over already, or its trace is full, nothing is kept open.
     pub fn wait_until(&self, ctx: &impl WaitUntil, work: impl Future<Output = ()> + 'static) {
         let running = self.running.get().and_then(Option::as_ref);
         let cx = Context::current();
@@ -125,7 +133,8 @@ impl fmt::Debug for Telemetry {
 
 impl SetUp {
     /// Telemetry that consists of this processor, with a resource from the bindings `OTEL_SERVICE_NAME` and
-    /// `OTEL_RESOURCE_ATTRIBUTES`, and every trace sampled. Its tracer provider becomes the global one.
+    /// `OTEL_RESOURCE_ATTRIBUTES`. Every trace is sampled, unless the caller's `traceparent` says that it is not. Its tracer
+    /// provider becomes the global one.
     pub fn new(processor: PerRequestSpanProcessor) -> Self {
         Self {
             processor,
@@ -165,7 +174,11 @@ impl SetUp {
     /// that is open. Off by default.
     ///
     /// A panic in one request takes the whole instance with it, and all requests in it. Spans below a root that had not
-    /// ended are lost; so is what was in flight, if the runtime ends those connections.
+    /// ended are lost; so is what was in flight, if the runtime ends those connections, and what waited to be sent again.
+    /// The panic's message is on the span of the request that panicked, in its own words. Nothing can be sent if the panic
+    /// comes from inside of `get_active_span`, or from code that runs while a span is changed.
+    ///
+    /// A Worker that is built to unwind survives its panics. There is nothing to rescue then, and no hook.
     pub fn with_panic_rescue(mut self) -> Self {
         self.panic_rescue = true;
         self
@@ -173,10 +186,10 @@ impl SetUp {
 
     fn start(self, env: &Env) -> Running {
         let handle = self.processor.handle();
-        let open_roots = self.panic_rescue.then(OpenRoots::new);
-        if let (Some(open_roots), Some(shared)) = (&open_roots, handle.shared()) {
-            rescue::install(shared, open_roots);
-        }
+        let open_roots = match handle.shared() {
+            Some(shared) if self.panic_rescue => rescue::install(shared),
+            _ => None,
+        };
         let builder = SdkTracerProvider::builder().with_resource(resource(env));
         let builder = match self.provider {
             Some(provider) => provider(builder),
@@ -225,12 +238,12 @@ impl Running {
 
     /// What the root span of a request starts under.
     pub(super) fn parent_of(&self, request: &impl IncomingRequest) -> Context {
-        use opentelemetry::propagation::TextMapPropagator as _;
+        let read = |name: &str| Some((name.to_owned(), request.header(name)?));
+        let carrier: HashMap<_, _> = self.propagator.fields().filter_map(read).collect();
         // Never the current context: it may be another request's.
-        let carrier = request.carrier(&self.propagator);
         let cx = self
             .propagator
-            .extract_with_context(&Context::new(), &*carrier);
+            .extract_with_context(&Context::new(), &carrier);
         match &self.request_context {
             Some(context) => context(request, cx),
             None => cx,
