@@ -1,14 +1,14 @@
 //! What a span says of an HTTP request, by the semantic conventions for HTTP servers.
 
+use http::Uri;
 use opentelemetry::KeyValue;
-use worker::Url;
 
 /// A request as a `fetch` event has it: a `worker::Request` or an `http::Request`.
 pub trait IncomingRequest {
     /// The method, as it came: `GET`.
     fn method(&self) -> String;
-    /// The whole URL, if it is one.
-    fn url(&self) -> Option<Url>;
+    /// The whole URL.
+    fn url(&self) -> String;
     /// The value of a header, by its name in any case.
     fn header(&self, name: &str) -> Option<String>;
 }
@@ -19,8 +19,9 @@ impl IncomingRequest for worker::Request {
         self.inner().method()
     }
 
-    fn url(&self) -> Option<Url> {
-        self.url().ok()
+    fn url(&self) -> String {
+        // `worker::Url` would bring the tables of all scripts in the world into the Worker.
+        self.inner().url()
     }
 
     fn header(&self, name: &str) -> Option<String> {
@@ -33,8 +34,8 @@ impl<B> IncomingRequest for http::Request<B> {
         self.method().to_string()
     }
 
-    fn url(&self) -> Option<Url> {
-        self.uri().to_string().parse().ok()
+    fn url(&self) -> String {
+        self.uri().to_string()
     }
 
     fn header(&self, name: &str) -> Option<String> {
@@ -84,23 +85,32 @@ pub(super) fn attributes(request: &impl IncomingRequest) -> Vec<KeyValue> {
             attributes.push(KeyValue::new("http.request.method_original", method));
         }
     }
-    if let Some(url) = request.url() {
-        attributes.push(KeyValue::new("url.scheme", url.scheme().to_owned()));
-        attributes.push(KeyValue::new("url.path", url.path().to_owned()));
-        if let Some(query) = url.query() {
-            attributes.push(KeyValue::new("url.query", redacted(query)));
-        }
-        if let Some(host) = url.host_str() {
-            attributes.push(KeyValue::new("server.address", host.to_owned()));
-        }
-        if let Some(port) = url.port_or_known_default() {
-            attributes.push(KeyValue::new("server.port", i64::from(port)));
-        }
+    if let Ok(url) = request.url().parse::<Uri>() {
+        attributes.extend(url_attributes(&url));
     }
     if let Some(agent) = request.header("user-agent") {
         attributes.push(KeyValue::new("user_agent.original", agent));
     }
     attributes
+}
+
+fn url_attributes(url: &Uri) -> impl Iterator<Item = KeyValue> {
+    let scheme = url.scheme_str().map(str::to_owned);
+    let port = url.port_u16().or(match url.scheme_str() {
+        Some("http") => Some(80),
+        Some("https") => Some(443),
+        _ => None,
+    });
+    let path = KeyValue::new("url.path", url.path().to_owned());
+    let others = [
+        scheme.map(|scheme| KeyValue::new("url.scheme", scheme)),
+        url.query()
+            .map(|query| KeyValue::new("url.query", redacted(query))),
+        url.host()
+            .map(|host| KeyValue::new("server.address", host.to_owned())),
+        port.map(|port| KeyValue::new("server.port", i64::from(port))),
+    ];
+    std::iter::once(path).chain(others.into_iter().flatten())
 }
 
 /// The names in a query. Its values may be secrets, and so may be what has no name.
