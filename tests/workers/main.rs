@@ -1,0 +1,23 @@
+//! Tests of Workers in workerd, with a real receiver outside of it. `cargo xtask test workers` builds the Workers first.
+
+#![forbid(unsafe_code)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    reason = "the helpers of tests are tests too"
+)]
+
+mod background;
+mod budget;
+mod cancelled;
+mod events;
+mod example;
+mod faults;
+mod harness;
+mod isolation;
+mod one_request;
+mod panics;
+mod set_up;
+mod spans;
+mod support;
