@@ -16,12 +16,9 @@ async fn a_panic_sends_what_is_queued_and_an_error_for_each_open_root() {
     let path = "/nested?depth=2&ms=60000&id=bystander-2";
     let other = worker.send("bystander-2", path);
     // Both are in the middle.
-    loop {
-        let stats = worker.stats().await;
-        if (stats["traces"], stats["pending"]) == (2, 1) {
-            break;
-        }
-    }
+    worker
+        .wait_for_stats(|stats| (stats["traces"], stats["pending"]) == (2, 1))
+        .await;
 
     let panicking = worker.send("token-of-panic", "/panic?ms=50&id=token-of-panic");
     let spans = receiver.wait_for_spans(5, PATIENCE).await;
@@ -70,7 +67,7 @@ async fn a_panic_sends_what_is_queued_and_an_error_for_each_open_root() {
 async fn a_panic_behind_the_response_sends_what_is_queued() {
     let (receiver, worker) = start().await;
     let bystander = worker.send("token-of-bystander", "/work?spans=1&tail=60000");
-    while worker.stats().await["pending"] < 1 {}
+    worker.wait_for_stats(|stats| stats["pending"] == 1).await;
     let path = "/panic-behind?ms=50";
     assert_eq!(worker.get_as("token-of-panic", path).await.status, 200);
     let spans = receiver.wait_for_spans(4, PATIENCE).await;

@@ -193,13 +193,21 @@ impl Worker {
 
     /// The numbers of `/stats` when nothing is pending any more.
     pub(crate) async fn settled(&self) -> BTreeMap<String, u64> {
+        self.wait_for_stats(|stats| stats["pending"] == 0).await
+    }
+
+    /// The numbers of `/stats` once they are as wanted. Panics when they are not after a while.
+    pub(crate) async fn wait_for_stats(
+        &self,
+        wanted: impl Fn(&BTreeMap<String, u64>) -> bool,
+    ) -> BTreeMap<String, u64> {
         let start = Instant::now();
         loop {
             let stats = self.stats().await;
-            if stats["pending"] == 0 {
+            if wanted(&stats) {
                 return stats;
             }
-            assert!(start.elapsed() < PATIENCE, "still pending: {stats:?}");
+            assert!(start.elapsed() < PATIENCE, "it stays so: {stats:?}");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
