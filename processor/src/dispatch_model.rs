@@ -750,8 +750,9 @@ fn request_that_is_kept_open_has_the_spans_that_start_later() {
     dispatch.end(&mut Some(crate::testing::span(1, 1)));
     dispatch.start_child(trace, root, SpanId::from(2));
     dispatch.end(&mut Some(crate::testing::span(1, 2)));
-    assert_eq!(dispatch.stats().traces, 1);
+    assert!(dispatch.is_live(RequestId { trace, root }));
     dispatch.release(trace, hold);
+    assert!(!dispatch.is_live(RequestId { trace, root }));
     assert_eq!(dispatch.stats().traces, 0);
     assert_eq!(dispatch.stats().late.total(), 0);
     assert_eq!(dispatch.stats().ended, 2);

@@ -73,6 +73,10 @@ impl Dispatch {
         std::mem::take(&mut self.paced)
     }
 
+    pub(crate) fn is_live(&mut self, id: RequestId) -> bool {
+        self.request(id).is_some()
+    }
+
     pub(crate) fn is_paced(&mut self, id: RequestId) -> bool {
         let request = self.request(id);
         request.is_some_and(|request| request.schedule == Schedule::Paced)

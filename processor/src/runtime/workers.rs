@@ -496,6 +496,11 @@ impl Shared {
         self.state.lock().dispatch.is_closed()
     }
 
+    /// Whether a span of this request is open, as far as anybody knows.
+    pub(crate) fn is_live(&self, id: RequestId) -> bool {
+        self.state.lock().dispatch.is_live(id)
+    }
+
     pub(crate) fn stats(&self) -> Stats {
         self.state.lock().dispatch.stats()
     }

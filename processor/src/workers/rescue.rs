@@ -17,7 +17,8 @@ pub(super) fn install(shared: &Arc<Shared>) -> Option<OpenRoots> {
         // First what is sure to work: a panic in here ends the hook at once.
         first(info);
         super::timer::stop_all();
-        shared.rescue(|| open.end_all(&info.to_string()));
+        let last_words = || open.end_all(&info.to_string(), |id| shared.is_live(id));
+        shared.rescue(last_words);
     }));
     Some(open_roots)
 }

@@ -144,8 +144,9 @@ impl OpenRoots {
 
     /// Ends those that are open, with an error: this instance is about to die of a panic.
     ///
-    /// What the panic says goes to the request that panicked only. It may be nobody else's business.
-    pub(super) fn end_all(&self, panic: &str) {
+    /// What the panic says goes to the request that panicked only. It may be nobody else's business. Of the others, those that
+    /// are not live any more were cancelled long ago.
+    pub(super) fn end_all(&self, panic: &str, is_live: impl Fn(RequestId) -> bool) {
         let Some(mut open) = self.0.try_lock() else {
             return;
         };
@@ -161,7 +162,14 @@ impl OpenRoots {
             end_with(&span, panic.to_owned());
             std::mem::forget(cx);
         }
-        for (_, cx) in open.iter().take(REPORTED_ROOTS) {
+        let live = |(root, cx): &(&SpanId, &Context)| {
+            let trace = cx.span().span_context().trace_id();
+            is_live(RequestId {
+                trace,
+                root: **root,
+            })
+        };
+        for (_, cx) in open.iter().filter(live).take(REPORTED_ROOTS) {
             end_with(
                 &cx.span(),
                 "the instance died of a panic while this was open".to_owned(),
