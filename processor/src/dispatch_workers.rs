@@ -20,8 +20,8 @@ impl Dispatch {
         Self {
             max_concurrent_exports: 0,
             allowance: Allowance {
-                exports: config.max_exports_per_request(),
-                concurrent: config.max_concurrent_exports(),
+                exports: clamp(config.max_exports_per_request()),
+                concurrent: clamp(config.max_concurrent_exports()),
             },
             late: Late::ByTrace(LruCache::unbounded_with_hasher(IdHash::default())),
             ..Self::new(config, fallback, mark_late)
@@ -103,4 +103,8 @@ impl Dispatch {
             .any(|(id, origin)| id < flush.id && flush.scope.covers(origin));
         (!remains).then(|| self.report_of(flush))
     }
+}
+
+fn clamp(limit: usize) -> u32 {
+    u32::try_from(limit).unwrap_or(u32::MAX)
 }

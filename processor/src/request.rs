@@ -60,9 +60,9 @@ pub(crate) struct Change {
 /// Natively nothing limits it. In a Worker each export is a subrequest, of which every request has few.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Allowance {
-    pub(crate) exports: usize,
+    pub(crate) exports: u32,
     /// At once.
-    pub(crate) concurrent: usize,
+    pub(crate) concurrent: u32,
 }
 
 /// The live state of one request.
@@ -76,7 +76,7 @@ pub(crate) struct Request {
     /// Batches of this request that are waiting or in flight.
     pub(crate) exporting: u32,
     /// Batches that were taken of this request so far.
-    pub(crate) exports: usize,
+    pub(crate) exports: u32,
     pub(crate) root_ended: bool,
     pub(crate) schedule: Schedule,
 }
@@ -120,7 +120,7 @@ impl Request {
     /// Whether the queue, if it is full, may leave now.
     pub(crate) fn may_leave(&self, allowance: Allowance) -> bool {
         let concurrent = allowance.concurrent;
-        let slot = concurrent == 0 || (self.exporting as usize) < concurrent;
+        let slot = concurrent == 0 || self.exporting < concurrent;
         slot && self.may_spend(allowance)
     }
 
@@ -137,7 +137,7 @@ impl Request {
     /// Takes the queue, to be exported while the request lives on.
     pub(crate) fn take_batch(&mut self) -> (Context, Vec<SpanData>) {
         self.exporting += 1;
-        self.exports += 1;
+        self.exports = self.exports.saturating_add(1);
         (self.context.clone(), std::mem::take(&mut self.queue))
     }
 
