@@ -16,8 +16,19 @@ use crate::wasm::{TARGET, Toolchain};
 
 const WORKER_BUILD_VERSION: &str = "0.8.7";
 
-/// The published crates, which must compile for Workers by themselves.
-const PUBLISHED: [&str; 2] = ["opentelemetry-per-request", "opentelemetry-otlp-direct"];
+/// The published crates, which must compile for Workers by themselves, and with all features that work there.
+const PUBLISHED: [(&str, &str); 4] = [
+    ("opentelemetry-per-request", "worker"),
+    (
+        "opentelemetry-per-request",
+        "worker,tokio,metrics,internal-logs",
+    ),
+    ("opentelemetry-otlp-direct", "worker"),
+    (
+        "opentelemetry-otlp-direct",
+        "worker,gzip,metrics,internal-logs,tonic",
+    ),
+];
 
 /// What every Worker may be made of.
 const SHARED_SOURCES: [&str; 4] = [
@@ -88,7 +99,7 @@ fn target_folder() -> PathBuf {
 // ===== Lints =====
 
 fn lint(toolchain: &Toolchain) -> Outcome {
-    for package in PUBLISHED {
+    for (package, features) in PUBLISHED {
         check(
             toolchain,
             &root(),
@@ -97,7 +108,7 @@ fn lint(toolchain: &Toolchain) -> Outcome {
                 package,
                 "--no-default-features",
                 "--features",
-                "worker",
+                features,
             ],
         )?;
     }
