@@ -82,8 +82,8 @@ pub(crate) struct Dispatch {
 enum Late {
     /// At the next tick, those of all traces.
     Together(Vec<SpanData>),
-    #[cfg_attr(not(target_family = "wasm"), allow(dead_code))]
     /// Those of each trace by themselves, with an allowance as a request has it. Named by [`RequestId::late`].
+    #[cfg_attr(not(target_family = "wasm"), allow(dead_code))]
     ByTrace(LruCache<TraceId, Request, IdHash>),
 }
 

@@ -11,6 +11,7 @@ use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
 use opentelemetry_sdk::trace::{SpanData, SpanExporter};
 
+use crate::dispatch::Batch;
 use crate::sync::Arc;
 
 pub(crate) type Export = Pin<Box<dyn Future<Output = OTelSdkResult> + Send>>;
@@ -39,6 +40,16 @@ impl<E: SpanExporter + 'static> AnyExporter for E {
 
     fn any_set_resource(&mut self, resource: &Resource) {
         self.set_resource(resource);
+    }
+}
+
+impl Batch {
+    /// Begins the export of these spans under their context, with telemetry suppressed (R5). Never under the lock.
+    pub(crate) fn export_with(self, exporter: Arc<dyn AnyExporter>) -> Export {
+        let context = self.context.with_telemetry_suppressed();
+        // The batch's own copy goes first: when an export is done, no context may be left (R9).
+        drop(self.context);
+        exporter.export_under(context, self.spans)
     }
 }
 

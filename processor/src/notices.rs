@@ -123,19 +123,44 @@ impl Notice {
         let (example, message) = (example.as_str(), self.message());
         match self.kind {
             Kind::Late(reason) => {
-                otel_warn!(name: "PerRequestSpanProcessor.LateSpans", reason = reason.as_str(), spans = spans, trace_id = example, message = message);
+                otel_warn!(
+                    name: "PerRequestSpanProcessor.LateSpans",
+                    reason = reason.as_str(),
+                    spans = spans,
+                    trace_id = example,
+                    message = message
+                );
             }
             Kind::Dropped(reason) => {
-                otel_warn!(name: "PerRequestSpanProcessor.SpansDropped", reason = reason.as_str(), spans = spans, trace_id = example, message = message);
+                otel_warn!(
+                    name: "PerRequestSpanProcessor.SpansDropped",
+                    reason = reason.as_str(),
+                    spans = spans,
+                    trace_id = example,
+                    message = message
+                );
             }
             Kind::ExportFailed => {
-                otel_warn!(name: "PerRequestSpanProcessor.ExportFailed", spans = spans, error = example, message = message);
+                otel_warn!(
+                    name: "PerRequestSpanProcessor.ExportFailed",
+                    spans = spans,
+                    error = example,
+                    message = message
+                );
             }
             Kind::ProjectionPanicked => {
-                otel_warn!(name: "PerRequestSpanProcessor.ProjectionPanicked", requests = spans, message = message);
+                otel_warn!(
+                    name: "PerRequestSpanProcessor.ProjectionPanicked",
+                    requests = spans,
+                    message = message
+                );
             }
             Kind::NoWorker => {
-                otel_warn!(name: "PerRequestSpanProcessor.NoWorker", error = example, message = message);
+                otel_warn!(
+                    name: "PerRequestSpanProcessor.NoWorker",
+                    error = example,
+                    message = message
+                );
             }
         }
     }

@@ -270,7 +270,7 @@ impl Shared {
             others: 0,
         };
         let error = {
-            let export = self.begin_export(batch);
+            let export = batch.export_with(self.exporter());
             match select(export, pin!(sleep(self.export_timeout))).await {
                 Either::Left((Ok(()), _)) => None,
                 Either::Left((Err(error), _)) => Some((Outcome::Failed, error.to_string())),
@@ -290,13 +290,6 @@ impl Shared {
         });
     }
 
-    fn begin_export(&self, batch: Batch) -> crate::export::Export {
-        let context = batch.context.with_telemetry_suppressed();
-        // The batch's own copy goes first: when an export is done, no context may be left (R9).
-        drop(batch.context);
-        self.exporter().export_under(context, batch.spans)
-    }
-
     fn exporter(&self) -> Arc<dyn AnyExporter> {
         self.exporter.lock().clone()
     }
@@ -309,38 +302,48 @@ impl Shared {
         scope: Scope,
         timeout: Duration,
     ) -> impl Future<Output = Result<(), FlushError>> + Send + use<> {
+        let flush = self.open_flush(scope);
+        let shared = self.clone();
+        SendFuture::new(async move {
+            let flush = flush?;
+            let result = |state: &mut State| state.result_of(&flush, shared.export_timeout);
+            match shared.look(timeout, Reach::NONE, result).await {
+                Some(result) => shared.flush_exporter(result),
+                None => Err(FlushError::Timeout(timeout)),
+            }
+        })
+    }
+
+    fn open_flush(self: &Arc<Self>, scope: Scope) -> Result<Flush, FlushError> {
         let reach = match scope {
             Scope::All => Reach::ALL,
             Scope::Trace(trace) | Scope::Request(RequestId { trace, .. }) => Reach::own(trace),
         };
-        let flush = self.event(reach, |state| match state.dispatch.is_closed() {
-            true => None,
-            false => Some(state.dispatch.open_flush(scope)),
-        });
-        let shared = self.clone();
-        SendFuture::new(async move {
-            let flush = flush.ok_or(FlushError::AlreadyShutdown)?;
-            shared.wait(&flush, timeout).await
+        self.event(reach, |state| match state.dispatch.is_closed() {
+            true => Err(FlushError::AlreadyShutdown),
+            false => Ok(state.dispatch.open_flush(scope)),
         })
     }
 
-    /// Looks, ever more rarely, whether a flush is done. Nobody tells it: what it waits for may be another request's, and a
-    /// task that another request wakes runs in the I/O context of that one.
-    async fn wait(self: &Arc<Self>, flush: &Flush, timeout: Duration) -> Result<(), FlushError> {
-        let mut look = FIRST_LOOK;
+    /// Looks, ever more rarely, for what `find` finds, until the deadline. Nobody tells it: what it waits for may be another
+    /// request's, and a task that another request wakes runs in the I/O context of that one.
+    async fn look<T>(
+        self: &Arc<Self>,
+        timeout: Duration,
+        reach: Reach,
+        find: impl Fn(&mut State) -> Option<T>,
+    ) -> Option<T> {
+        let mut next = FIRST_LOOK;
         let mut waited = Duration::ZERO;
         loop {
-            let result = |state: &mut State| state.result_of(flush, self.export_timeout);
-            if let Some(result) = self.event(Reach::NONE, result) {
-                return self.flush_exporter(result);
+            let found = self.event(reach, &find);
+            if found.is_some() || waited >= timeout {
+                return found;
             }
-            if waited >= timeout {
-                return Err(FlushError::Timeout(timeout));
-            }
-            let pause = look.min(timeout - waited);
+            let pause = next.min(timeout - waited);
             sleep(pause).await;
             waited += pause;
-            look = (look * 2).min(LAST_LOOK);
+            next = (next * 2).min(LAST_LOOK);
         }
     }
 
@@ -351,14 +354,9 @@ impl Shared {
 
     /// Sends all that is queued. There is no way to wait for it here.
     pub(crate) fn flush_blocking(self: &Arc<Self>, _timeout: Duration) -> Result<(), FlushError> {
-        let flush = self.event(Reach::ALL, |state| match state.dispatch.is_closed() {
-            true => None,
-            false => Some(state.dispatch.open_flush(Scope::All)),
-        });
-        let flush = flush.ok_or(FlushError::AlreadyShutdown)?;
-        match self.event(Reach::NONE, |state| {
-            state.result_of(&flush, self.export_timeout)
-        }) {
+        let flush = self.open_flush(Scope::All)?;
+        let result = |state: &mut State| state.result_of(&flush, self.export_timeout);
+        match self.event(Reach::NONE, result) {
             Some(result) => self.flush_exporter(result),
             None => Err(FlushError::WouldDeadlock(Deadlock::NoThreads)),
         }
@@ -395,31 +393,16 @@ impl Shared {
         flush: &Flush,
         timeout: Duration,
     ) -> Result<(), FlushError> {
-        let waited = self.wait_until_drained(timeout).await;
-        if !waited {
+        let drained = |state: &mut State| {
+            state.expire_leases(self.export_timeout);
+            state.dispatch.is_drained().then_some(())
+        };
+        if self.look(timeout, Reach::ALL, drained).await.is_none() {
             self.event(Reach::NONE, |state| state.dispatch.abandon());
         }
         self.shut_down_if_drained(timeout);
         self.shutdown_result(flush)
             .unwrap_or(Err(FlushError::Timeout(timeout)))
-    }
-
-    async fn wait_until_drained(self: &Arc<Self>, timeout: Duration) -> bool {
-        let mut look = FIRST_LOOK;
-        let mut waited = Duration::ZERO;
-        loop {
-            let drained = self.event(Reach::ALL, |state| {
-                state.expire_leases(self.export_timeout);
-                state.dispatch.is_drained()
-            });
-            if drained || waited >= timeout {
-                return drained;
-            }
-            let pause = look.min(timeout - waited);
-            sleep(pause).await;
-            waited += pause;
-            look = (look * 2).min(LAST_LOOK);
-        }
     }
 
     fn shut_down_if_drained(&self, timeout: Duration) {
@@ -482,7 +465,7 @@ impl Shared {
         std::mem::forget(state.dispatch.take_garbage());
         drop(state);
         for batch in batches {
-            let mut export = self.begin_export(batch);
+            let mut export = batch.export_with(self.exporter());
             let mut cx = TaskContext::from_waker(Waker::noop());
             let _ = export.as_mut().poll(&mut cx);
             // Dropping it would take it back.

@@ -1,11 +1,9 @@
 //! A root span around each event, and a flush behind it.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 use std::fmt::Display;
 use std::future::Future;
 
-use opentelemetry::propagation::TextMapPropagator as _;
 use opentelemetry::trace::{Link, SpanKind, TraceContextExt as _};
 use opentelemetry::{Context, KeyValue};
 use worker::js_sys::Reflect;
@@ -150,6 +148,7 @@ impl Telemetry {
             return handler(batch, env, ctx).await;
         };
         let queue = batch.queue();
+        let messages = batch.raw_iter().len() as i64;
         let links = links(running, &batch);
         let opening = Opening {
             name: format!("process {queue}").into(),
@@ -159,7 +158,7 @@ impl Telemetry {
                 KeyValue::new("messaging.operation.name", "process"),
                 KeyValue::new("messaging.operation.type", "process"),
                 KeyValue::new("messaging.destination.name", queue),
-                KeyValue::new("messaging.batch.message_count", count(&batch)),
+                KeyValue::new("messaging.batch.message_count", messages),
             ],
             links,
         };
@@ -176,17 +175,18 @@ impl Telemetry {
     }
 }
 
-fn count<T>(batch: &MessageBatch<T>) -> i64 {
-    batch.raw_iter().count() as i64
-}
-
 /// The traces that the messages name.
 fn links<T>(running: &Running, batch: &MessageBatch<T>) -> Vec<Link> {
     let link = |body: JsValue| {
-        let carrier = fields(&body, running)?;
-        let cx = running
-            .propagator()
-            .extract_with_context(&Context::new(), &carrier);
+        if !body.is_object() {
+            return None;
+        }
+        let field = |name: &str| {
+            Reflect::get(&body, &JsValue::from_str(name))
+                .ok()?
+                .as_string()
+        };
+        let cx = running.extract(field);
         let named = cx.span().span_context().clone();
         named.is_valid().then(|| Link::new(named, Vec::new(), 0))
     };
@@ -194,16 +194,4 @@ fn links<T>(running: &Running, batch: &MessageBatch<T>) -> Vec<Link> {
         .raw_iter()
         .filter_map(|message| link(message.body()))
         .collect()
-}
-
-/// The fields of a message's body that a propagator wants to read.
-fn fields(body: &JsValue, running: &Running) -> Option<HashMap<String, String>> {
-    if !body.is_object() {
-        return None;
-    }
-    let read = |name: &str| {
-        let value = Reflect::get(body, &JsValue::from_str(name)).ok()?;
-        Some((name.to_owned(), value.as_string()?))
-    };
-    Some(running.propagator().fields().filter_map(read).collect())
 }

@@ -170,8 +170,8 @@ impl SetUp {
         self
     }
 
-    /// Installs a panic hook that puts what is queued on the wire before the instance dies, with an error span for each root
-    /// that is open. Off by default.
+    /// Installs a panic hook that puts what is queued on the wire before the instance dies, with an error span for the root of
+    /// the request that panicked, and for those of the 32 latest others that are open. Off by default.
     ///
     /// A panic in one request takes the whole instance with it, and all requests in it. Spans below a root that had not
     /// ended are lost; so is what was in flight, if the runtime ends those connections, and what waited to be sent again.
@@ -228,8 +228,13 @@ impl Running {
         &self.tracer
     }
 
-    pub(super) fn propagator(&self) -> &TraceContextPropagator {
-        &self.propagator
+    /// A context that continues the trace that is named by the fields that `read` reads.
+    pub(super) fn extract(&self, read: impl Fn(&str) -> Option<String>) -> Context {
+        let field = |name: &str| Some((name.to_owned(), read(name)?));
+        let carrier: HashMap<_, _> = self.propagator.fields().filter_map(field).collect();
+        // Never the current context: it may be another request's.
+        self.propagator
+            .extract_with_context(&Context::new(), &carrier)
     }
 
     pub(super) fn open_roots(&self) -> Option<&OpenRoots> {
@@ -238,12 +243,7 @@ impl Running {
 
     /// What the root span of a request starts under.
     pub(super) fn parent_of(&self, request: &impl IncomingRequest) -> Context {
-        let read = |name: &str| Some((name.to_owned(), request.header(name)?));
-        let carrier: HashMap<_, _> = self.propagator.fields().filter_map(read).collect();
-        // Never the current context: it may be another request's.
-        let cx = self
-            .propagator
-            .extract_with_context(&Context::new(), &carrier);
+        let cx = self.extract(|name| request.header(name));
         match &self.request_context {
             Some(context) => context(request, cx),
             None => cx,

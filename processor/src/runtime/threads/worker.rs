@@ -60,11 +60,9 @@ pub(super) fn work(shared: &Arc<Shared>) {
             }
             Work::Poll(id, export) => polled = Some(shared.poll(id, export, Instant::now())),
             Work::Start(batch, began) => {
-                let context = batch.context.with_telemetry_suppressed();
-                // The batch's own copy goes first: when an export is done, no context may be left (R9).
-                drop(batch.context);
-                let export = shared.exporter().export_under(context, batch.spans);
-                polled = Some(shared.poll(batch.id, export, began));
+                let id = batch.id;
+                let export = batch.export_with(shared.exporter());
+                polled = Some(shared.poll(id, export, began));
             }
         }
     }
