@@ -906,9 +906,9 @@ impl Scope {
 }
 
 #[cfg(any(test, target_family = "wasm"))]
-#[path = "dispatch_workers.rs"]
 mod workers;
 
 #[cfg(test)]
-#[path = "dispatch_model.rs"]
 mod model;
+#[cfg(test)]
+mod tests;

@@ -107,17 +107,15 @@ impl Registry {
                     None => RootStart::Refused(context),
                 };
             }
-            return match entry.admit(self.max_spans_per_trace) {
-                true => {
-                    let request = Request::new(context, id.root, self.usual_spans);
-                    entry.requests.add(request);
-                    RootStart::Added
-                }
-                false => {
-                    self.refused += 1;
-                    RootStart::Refused(context)
-                }
-            };
+            if entry.is_full(self.max_spans_per_trace) {
+                entry.refused += 1;
+                self.refused += 1;
+                return RootStart::Refused(context);
+            }
+            entry.spans += 1;
+            let request = Request::new(context, id.root, self.usual_spans);
+            entry.requests.add(request);
+            return RootStart::Added;
         }
         let evicted = match self.traces.len() >= self.max_traces {
             true => self.traces.pop_lru(),
@@ -149,21 +147,22 @@ impl Registry {
         span: SpanId,
     ) -> Option<(RequestId, Request)> {
         let entry = touch(&mut self.traces, trace)?;
-        let Some(root) = entry.requests.root_of(parent) else {
-            if entry.is_full(self.max_spans_per_trace) {
-                // Its parent may well have been refused: then so is this one, for the same reason.
-                entry.refused += 1;
-                self.refused += 1;
+        let full = entry.is_full(self.max_spans_per_trace);
+        let other = match entry.requests.root_of(parent) {
+            Some(root) if !full => {
+                let other = entry.requests.adopt(root, span);
+                entry.spans += usize::from(other.is_none());
+                other
             }
-            return None;
+            _ => entry.requests.root_of(span),
         };
-        if !entry.admit(self.max_spans_per_trace) {
-            self.refused += 1;
-            return None;
-        }
-        if let Some(other) = entry.requests.adopt(root, span) {
-            entry.spans -= 1;
+        if let Some(other) = other {
             return self.take_out(trace, other);
+        }
+        if full {
+            // Whether its parent is known or not: that may well have been refused, too.
+            entry.refused += 1;
+            self.refused += 1;
         }
         None
     }
@@ -274,16 +273,6 @@ impl Entry {
 
     fn is_full(&self, max_spans: usize) -> bool {
         max_spans != 0 && self.spans >= max_spans
-    }
-
-    /// Counts one more span, as started or as refused. Says whether it may be recorded.
-    fn admit(&mut self, max_spans: usize) -> bool {
-        let full = self.is_full(max_spans);
-        match full {
-            true => self.refused += 1,
-            false => self.spans += 1,
-        }
-        !full
     }
 }
 

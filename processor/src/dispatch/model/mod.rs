@@ -1,0 +1,129 @@
+//! Random sequences of everything that can happen to a dispatch, against a naive reference, under a virtual clock.
+//!
+//! After each step:
+//!
+//! - every span that leaves is under the saved context of its own request, or, if it is late, under the fallback context
+//!   with the reason as its mark; a batch holds spans of one request only, or late ones (R1, R5, R8);
+//! - a batch leaves for a reason: it is full, or its request is over, or evicted, or flushed, or the driver took it while no
+//!   other of that request was under way; it is no larger than it may be; after a tick nothing stays without a reason (R4);
+//! - no bound is exceeded (R6), and the least recently used trace is the one that is evicted (R7);
+//! - a saved context is alive exactly while a span of its request is open, or a batch of it is somewhere (R9);
+//! - a flush ends when the last span that it covers is accounted for, not before and not later; it reports exactly the losses
+//!   that no flush of its scope had reported to somebody before; if it reports none, all that it covers was exported (R11);
+//! - every number of the account is what the reference has counted, and the law holds (R12).
+//!
+//! In the end everything is drained by ticks alone, and nothing is left.
+//!
+//! All of that holds natively and in Workers, where batches are not bounded by their size, late spans of two traces never
+//! share one, and a request that has used up its exports needs its pauses to end.
+//!
+//! One lock protects the dispatch, so whatever threads do is a sequence of these actions; what lies between them is what the
+//! models of races are for.
+//!
+//! A failure is reduced to a short sequence, which the last message tells line by line. Its seed is kept in
+//! `proptest-regressions` and tried first from then on. `cargo xtask model` searches longer.
+
+mod action;
+mod pair;
+mod reference;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use proptest::prelude::*;
+
+use action::Action;
+use pair::Pair;
+
+use crate::config::{Config, FlushTrigger};
+
+/// What a step came to, said by whoever found it wrong.
+type Check = Result<(), TestCaseError>;
+
+const MAX_TRACES: usize = 3;
+const MAX_SPANS_PER_TRACE: usize = 8;
+const MAX_BATCH_SIZE: usize = 3;
+const MAX_PENDING: usize = 12;
+const MAX_CONCURRENT: usize = 2;
+const MAX_EXPORTS: usize = 2;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Platform {
+    Native,
+    Workers,
+}
+
+fn config() -> Config {
+    Config::default()
+        .with_max_traces(MAX_TRACES)
+        .with_max_spans_per_trace(MAX_SPANS_PER_TRACE)
+        .with_max_batch_size(MAX_BATCH_SIZE)
+        .with_max_pending_spans(MAX_PENDING)
+        .with_max_concurrent_exports(MAX_CONCURRENT)
+        .with_max_exports_per_request(MAX_EXPORTS)
+}
+
+/// How many sequences are tried on each platform, unless `PROPTEST_CASES` says otherwise.
+const SEQUENCES: u32 = 10_000;
+
+fn settings() -> ProptestConfig {
+    match std::env::var_os("PROPTEST_CASES") {
+        Some(_) => ProptestConfig::default(),
+        None => ProptestConfig::with_cases(SEQUENCES),
+    }
+}
+
+proptest! {
+    #![proptest_config(settings())]
+
+    /// Scenario: any sequence of actions, with either trigger, with the rules of threads.
+    /// Guarantees: the properties at the top of this file.
+    #[test]
+    fn dispatch_agrees_with_its_reference_natively(
+        actions in prop::collection::vec(action::action(), 1..120),
+        trigger in trigger(),
+    ) {
+        run(Platform::Native, trigger, &actions)?;
+    }
+
+    /// Scenario: the same, with the rules of Workers.
+    /// Guarantees: the properties at the top of this file.
+    #[test]
+    fn dispatch_agrees_with_its_reference_in_workers(
+        actions in prop::collection::vec(action::action(), 1..120),
+        trigger in trigger(),
+    ) {
+        run(Platform::Workers, trigger, &actions)?;
+    }
+}
+
+fn trigger() -> impl Strategy<Value = FlushTrigger> {
+    prop_oneof![
+        Just(FlushTrigger::NextTick),
+        Just(FlushTrigger::LocalRootEnd)
+    ]
+}
+
+fn run(platform: Platform, trigger: FlushTrigger, actions: &[Action]) -> Check {
+    let mut pair = Pair::new(platform, trigger);
+    let ran = catch_unwind(AssertUnwindSafe(|| {
+        for action in actions {
+            pair.apply(*action)?;
+        }
+        if trigger == FlushTrigger::NextTick {
+            pair.stream_out()?;
+        }
+        pair.drain()
+    }));
+    let problem = match ran {
+        Ok(Ok(())) => return Ok(()),
+        Ok(Err(wrong)) => wrong.to_string(),
+        Err(panic) => panic
+            .downcast_ref::<String>()
+            .cloned()
+            .unwrap_or_else(|| "a panic".to_owned()),
+    };
+    let story = pair.story();
+    Err(TestCaseError::fail(format!(
+        "{problem}\n\nThis is what happened ({platform:?}, {trigger:?}):\n{story}\n"
+    )))
+}

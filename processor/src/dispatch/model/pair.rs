@@ -1,0 +1,671 @@
+//! The dispatch and its reference, side by side: each action is done to both, and then both are asked.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::time::{Duration, Instant};
+
+use opentelemetry::trace::{SpanId, TraceFlags, TraceId};
+use opentelemetry::{Context, Value};
+use proptest::prelude::*;
+
+use super::super::{Batch, DropReason, Flush, LATE_ATTRIBUTE, Losses, Origin, Outcome, Scope};
+use super::action::{ALL, Action, Id, Parent, Wanted};
+use super::reference::{Owner, Place, Reference, Serial};
+use super::{Check, MAX_BATCH_SIZE, MAX_CONCURRENT, MAX_EXPORTS, MAX_PENDING, Platform};
+use crate::config::FlushTrigger;
+use crate::dispatch::Dispatch;
+use crate::request::{RequestId, Schedule};
+use crate::stats::Stats;
+use crate::sync::{Arc, Weak};
+use crate::testing::span_with_flags;
+
+/// How long an export may take.
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The value that tells contexts apart, and whether one is still alive. The fallback context has none.
+struct Credentials {
+    root: Serial,
+    _alive: Arc<()>,
+}
+
+pub(super) struct Pair {
+    pub(super) dispatch: Dispatch,
+    reference: Reference,
+    platform: Platform,
+    trigger: FlushTrigger,
+    now: Instant,
+    /// What the exporter holds.
+    pub(super) exporter: Vec<Export>,
+    /// Spans that the exporter was given.
+    exported: HashSet<Serial>,
+    /// By the root of their request.
+    contexts: HashMap<Serial, Weak<()>>,
+    flushes: Vec<Watch>,
+    /// How often each request has left while it was live, other than with a flush, and how many pauses it has had.
+    departures: HashMap<RequestId, usize>,
+    pauses: HashMap<RequestId, usize>,
+    /// Whether the shutdown is being given up.
+    abandoning: bool,
+    /// What was done, for people.
+    story: Vec<String>,
+}
+
+/// A batch that the exporter has.
+pub(super) struct Export {
+    pub(super) batch: Batch,
+    spans: Vec<Serial>,
+    deadline: Instant,
+    /// Accounted for at its deadline, though the exporter still has it.
+    given_up: bool,
+}
+
+/// A flush that somebody waits for.
+struct Watch {
+    id: u64,
+    /// In a Worker, where it is asked instead of being told.
+    asked: Option<Flush>,
+    scope: Scope,
+    /// What is pending of its scope when it begins.
+    before: Vec<Serial>,
+    /// What had been reported of its scope by then.
+    reported: Losses,
+    heard: bool,
+}
+
+impl Pair {
+    pub(super) fn new(platform: Platform, trigger: FlushTrigger) -> Self {
+        let config = super::config().with_flush_trigger(trigger);
+        Self {
+            dispatch: match platform {
+                Platform::Native => Dispatch::new(&config, Context::new(), true),
+                Platform::Workers => Dispatch::for_workers(&config, Context::new(), true),
+            },
+            reference: Reference::default(),
+            platform,
+            trigger,
+            now: Instant::now(),
+            exporter: Vec::new(),
+            exported: HashSet::new(),
+            contexts: HashMap::new(),
+            flushes: Vec::new(),
+            departures: HashMap::new(),
+            pauses: HashMap::new(),
+            abandoning: false,
+            story: Vec::new(),
+        }
+    }
+
+    pub(super) fn story(&self) -> String {
+        self.story.join("\n")
+    }
+
+    fn tell(&mut self, line: impl Into<String>) {
+        self.story.push(line.into());
+    }
+
+    // ----- actions -----
+
+    pub(super) fn apply(&mut self, action: Action) -> Check {
+        let before = self.dispatch.stats();
+        let newest = self.dispatch.next_id;
+        let mut flushed = None;
+        match action {
+            Action::StartRoot { trace, id } => self.start_root(trace, id),
+            Action::StartChild { parent, id } => self.start_child(parent, id),
+            Action::End { open, sampled } => self.end(open, sampled)?,
+            Action::Tick { queues } => {
+                self.tell(format!("the driver takes {queues} queues"));
+                self.dispatch.tick(queues);
+            }
+            Action::EndPauses => self.end_pauses(),
+            Action::Export => self.export()?,
+            Action::Answer { batch, takes } => self.answer(batch, takes)?,
+            Action::Wait { seconds, blocks } => self.wait(seconds, blocks)?,
+            Action::Flush { scope, heard } => flushed = self.flush(scope, heard),
+            Action::GiveUpFlush { flush } => self.give_up_flush(flush),
+            Action::Shutdown => self.shutdown(),
+            Action::Abandon => self.abandon()?,
+        }
+        self.check_flushes()?;
+        drop(self.dispatch.take_contexts());
+        drop(self.dispatch.take_garbage());
+        self.check_departures(action, flushed, &before, newest)?;
+        self.check_account()?;
+        self.check_contexts()?;
+        match action {
+            Action::Tick { queues: ALL } => self.check_nothing_stays(),
+            _ => Ok(()),
+        }
+    }
+
+    fn start_root(&mut self, trace: u128, id: Id) {
+        let id = self.id(trace, id);
+        let root = self.reference.start_root(trace, id);
+        self.tell(format!("trace {trace}: root {root} starts, with id {id}"));
+        let alive = Arc::new(());
+        self.contexts.insert(root, Arc::downgrade(&alive));
+        let credentials = Credentials {
+            root,
+            _alive: alive,
+        };
+        self.dispatch.start_root(
+            request_id(trace, id),
+            Context::new().with_value(credentials),
+        );
+    }
+
+    fn start_child(&mut self, parent: Parent, id: Id) {
+        let spans = &self.reference.spans;
+        if spans.is_empty() {
+            return;
+        }
+        let (beside, parent) = match parent {
+            Parent::Of(pick) => (pick % spans.len(), spans[pick % spans.len()].id),
+            Parent::UnknownBeside(pick) => (pick % spans.len(), u64::MAX),
+        };
+        let trace = spans[beside].trace;
+        let id = self.id(trace, id);
+        let child = self.reference.start_child(trace, parent, id);
+        self.tell(format!(
+            "trace {trace}: span {child} starts under id {parent}, with id {id}"
+        ));
+        let (parent, span) = (SpanId::from(parent), SpanId::from(id));
+        self.dispatch
+            .start_child(TraceId::from(trace), parent, span);
+    }
+
+    fn end(&mut self, open: usize, sampled: bool) -> Check {
+        let spans = self.reference.open();
+        if spans.is_empty() {
+            return Ok(());
+        }
+        let serial = spans[open % spans.len()];
+        let taken = self.reference.end(serial, sampled);
+        self.tell(format!("span {serial} ends, sampled: {sampled}"));
+        let mut span = Some(self.span(serial, sampled));
+        self.dispatch.end(&mut span);
+        prop_assert_eq!(span.is_none(), taken, "whether span {} is taken", serial);
+        Ok(())
+    }
+
+    fn end_pauses(&mut self) {
+        for (id, _) in self.dispatch.take_paced() {
+            self.tell(format!("the pause of {id:?} ends"));
+            *self.pauses.entry(id).or_default() += 1;
+            self.dispatch.end_pause(id);
+        }
+    }
+
+    fn export(&mut self) -> Check {
+        let deadline = self.now + TIMEOUT;
+        let Some(batch) = self.dispatch.next_batch(Some(deadline)) else {
+            return Ok(());
+        };
+        let spans: Vec<Serial> = batch.spans.iter().map(serial_of).collect();
+        self.tell(format!("the exporter gets batch {}: {spans:?}", batch.id));
+        self.check_batch(&batch, &spans)?;
+        self.exporter.push(Export {
+            batch,
+            spans,
+            deadline,
+            given_up: false,
+        });
+        Ok(())
+    }
+
+    fn answer(&mut self, pick: usize, takes: bool) -> Check {
+        if self.exporter.is_empty() {
+            return Ok(());
+        }
+        let export = self.exporter.remove(pick % self.exporter.len());
+        let outcome = match takes {
+            true => Outcome::Exported,
+            false => Outcome::Failed,
+        };
+        self.tell(format!("batch {}: {outcome:?}", export.batch.id));
+        if !export.given_up {
+            self.reference.settle(&export.spans, outcome);
+        }
+        self.dispatch.complete(export.batch.id, outcome);
+        Ok(())
+    }
+
+    fn wait(&mut self, seconds: u64, blocks: bool) -> Check {
+        self.now += Duration::from_secs(seconds);
+        self.tell(format!(
+            "{seconds} seconds pass, the exporter blocks: {blocks}"
+        ));
+        let mut overdue: Vec<u64> = self
+            .dispatch
+            .overdue(self.now)
+            .iter()
+            .map(|o| o.id)
+            .collect();
+        overdue.sort_unstable();
+        let expected = |export: &&Export| !export.given_up && export.deadline <= self.now;
+        let expected = self.exporter.iter().filter(expected);
+        let mut expected: Vec<u64> = expected.map(|export| export.batch.id).collect();
+        expected.sort_unstable();
+        prop_assert_eq!(&overdue, &expected, "what is overdue");
+        for id in overdue {
+            self.tell(format!("batch {id} is overdue"));
+            let at = self.exporter.iter().position(|e| e.batch.id == id);
+            let at = at.expect("it is in flight");
+            self.reference
+                .settle(&self.exporter[at].spans, Outcome::TimedOut);
+            match blocks {
+                true => {
+                    self.exporter[at].given_up = true;
+                    self.dispatch.give_up(id);
+                }
+                false => {
+                    drop(self.exporter.remove(at));
+                    self.dispatch.complete(id, Outcome::TimedOut);
+                }
+            }
+            self.check_flushes()?;
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self, wanted: Wanted, heard: bool) -> Option<Scope> {
+        if self.reference.closed {
+            // The runtimes refuse it.
+            return None;
+        }
+        let scope = match wanted {
+            Wanted::All => Scope::All,
+            Wanted::Trace(trace) => Scope::Trace(TraceId::from(trace)),
+            // Only Workers have this one.
+            Wanted::Request(pick) if self.platform == Platform::Workers => {
+                let spans = &self.reference.spans;
+                let root = spans.get(pick % spans.len().max(1))?;
+                Scope::Request(request_id(root.trace, root.id))
+            }
+            Wanted::Request(_) => return None,
+        };
+        self.tell(format!("flush of {scope:?}, heard: {heard}"));
+        self.begin_flush(scope, heard);
+        Some(scope)
+    }
+
+    fn begin_flush(&mut self, scope: Scope, heard: bool) {
+        let covered = self
+            .reference
+            .pending()
+            .filter(|(_, span, owner)| match scope {
+                Scope::All => true,
+                Scope::Trace(trace) => trace == TraceId::from(span.trace),
+                Scope::Request(id) => match owner {
+                    Owner::Request(root) => id == self.request_id_of(*root),
+                    Owner::Fallback(_) => false,
+                },
+            });
+        let before = covered.map(|(serial, ..)| serial).collect();
+        let (_, reported) = self.reference.losses(trace_of_scope(scope));
+        let (id, asked) = match self.platform {
+            Platform::Native => (self.dispatch.begin_flush(scope), None),
+            Platform::Workers => (0, Some(self.dispatch.open_flush(scope))),
+        };
+        self.flushes.push(Watch {
+            id,
+            asked,
+            scope,
+            before,
+            reported,
+            heard,
+        });
+    }
+
+    fn give_up_flush(&mut self, pick: usize) {
+        if !self.flushes.is_empty() {
+            let watch = self.flushes.remove(pick % self.flushes.len());
+            self.tell(format!("nobody waits for the flush of {:?}", watch.scope));
+            self.dispatch.cancel_flush(watch.id);
+        }
+    }
+
+    fn shutdown(&mut self) {
+        if !self.reference.closed {
+            self.tell("shutdown");
+            self.reference.close();
+            self.dispatch.close();
+            self.begin_flush(Scope::All, true);
+        }
+    }
+
+    fn abandon(&mut self) -> Check {
+        if !self.reference.closed {
+            return Ok(());
+        }
+        self.tell("the shutdown is given up");
+        let waiting = self.dispatch.waiting.iter().flat_map(|batch| &batch.spans);
+        let waiting: Vec<Serial> = waiting.map(serial_of).collect();
+        self.reference
+            .settle(&waiting, Outcome::Dropped(DropReason::ShutdownTimeout));
+        self.dispatch.abandon();
+        self.abandoning = true;
+        let checked = self.check_flushes();
+        self.abandoning = false;
+        checked
+    }
+
+    // ----- checks -----
+
+    /// Whose a batch is, and under which context it leaves (R1, R4, R5, R8).
+    fn check_batch(&mut self, batch: &Batch, spans: &[Serial]) -> Check {
+        let most = match self.platform {
+            Platform::Native => MAX_BATCH_SIZE,
+            Platform::Workers => MAX_PENDING,
+        };
+        prop_assert!((1..=most).contains(&spans.len()), "{} spans", spans.len());
+        let credentials = batch.context.get::<Credentials>();
+        for (span, serial) in batch.spans.iter().zip(spans) {
+            prop_assert!(self.exported.insert(*serial), "span {serial} leaves twice");
+            let Place::Pending(owner) = self.reference.spans[*serial].place else {
+                return Err(TestCaseError::fail(format!("span {serial} is not pending")));
+            };
+            let (expected, mark) = match owner {
+                Owner::Request(root) => (Some(root), None),
+                Owner::Fallback(reason) => (None, Some(Value::from(reason.as_str()))),
+            };
+            let root = credentials.map(|credentials| credentials.root);
+            prop_assert_eq!(root, expected, "whose context span {} is under", serial);
+            let marked = span.attributes.iter();
+            let mut marked = marked.filter(|kv| kv.key.as_str() == LATE_ATTRIBUTE);
+            let said = marked.next().map(|kv| kv.value.clone());
+            prop_assert_eq!(said, mark, "the mark of span {}", serial);
+        }
+        let traces = batch.spans.iter().map(|s| s.span_context.trace_id());
+        let traces = traces.collect::<HashSet<_>>().len();
+        prop_assert!(self.platform == Platform::Native || traces == 1);
+        Ok(())
+    }
+
+    /// What a flush claims, and when (R11).
+    fn check_flushes(&mut self) -> Check {
+        let mut finished = self.dispatch.take_finished();
+        for watch in &self.flushes {
+            let report = watch.asked.as_ref().and_then(|f| self.dispatch.done(f));
+            finished.extend(report.map(|report| (watch.id, report)));
+        }
+        let mut still = Vec::new();
+        for watch in std::mem::take(&mut self.flushes) {
+            let done = !watch.before.iter().any(|s| self.reference.is_pending(*s));
+            let at = match watch.asked {
+                None => finished.iter().position(|(id, _)| *id == watch.id),
+                // They have no id, and are in the same order.
+                Some(_) => done.then_some(0),
+            };
+            prop_assert_eq!(at.is_some(), done, "a flush of {:?} ends", watch.scope);
+            let Some(at) = at else {
+                still.push(watch);
+                continue;
+            };
+            prop_assert!(at < finished.len(), "a flush of {:?} ends", watch.scope);
+            let (_, report) = finished.remove(at);
+            self.check_report(&watch, report.losses)?;
+            if watch.heard {
+                self.dispatch.mark_reported(&report);
+            }
+        }
+        prop_assert!(
+            finished.is_empty(),
+            "flushes that nobody began: {finished:?}"
+        );
+        self.flushes = still;
+        Ok(())
+    }
+
+    fn check_report(&mut self, watch: &Watch, said: Losses) -> Check {
+        let trace = trace_of_scope(watch.scope);
+        let (lost, _) = self.reference.losses(trace);
+        let lost = lost.minus(watch.reported);
+        let exact = match self.abandoning {
+            // It drops one batch after the other, and a flush may end in between.
+            true => said.failed == lost.failed && said.dropped <= lost.dropped,
+            false => said == lost,
+        };
+        prop_assert!(exact, "a flush says {said:?}, and it is {lost:?}");
+        let arrived =
+            |serial: &Serial| matches!(self.reference.spans[*serial].place, Place::Exported(_));
+        let lies = said == Losses::default() && !watch.before.iter().all(arrived);
+        prop_assert!(!lies, "a flush of {:?} lies", watch.scope);
+        if watch.heard {
+            let mut heard = watch.reported;
+            heard.add(said);
+            self.reference.report(trace, heard);
+        }
+        Ok(())
+    }
+
+    /// Why batches leave (R4).
+    fn check_departures(
+        &mut self,
+        action: Action,
+        flushed: Option<Scope>,
+        before: &Stats,
+        newest: u64,
+    ) -> Check {
+        let batches = self.dispatch.waiting.iter().filter(|b| b.id > newest);
+        let batches: Vec<_> = batches.map(|b| (b.origin.clone(), b.spans.len())).collect();
+        let burst = before.queued == before.pending() && before.pending() == MAX_PENDING as u64;
+        for (origin, spans) in batches {
+            let flushed = flushed.is_some_and(|scope| scope.covers(&origin));
+            if flushed || matches!(action, Action::Shutdown) {
+                continue;
+            }
+            let full = spans >= MAX_BATCH_SIZE;
+            let entitled = match (&origin, action) {
+                (Origin::Late(_), Action::Tick { .. }) => true,
+                (Origin::Late(_), _) => full,
+                (Origin::Request(id), _) if id.is_late() => true,
+                (Origin::Request(id), _) if self.root_of(*id).is_none() => true,
+                (_, Action::End { .. }) => full || burst,
+                (Origin::Request(id), Action::Tick { .. }) => {
+                    self.under_way(*id) == 1 && !self.waits_for_root(*id)
+                }
+                _ => false,
+            };
+            prop_assert!(entitled, "{origin:?} leaves with {spans} spans");
+            if let (Origin::Request(id), false) = (&origin, burst) {
+                let left = self.departures.entry(*id).or_default();
+                *left += 1;
+                let pauses = self.pauses.get(id).copied().unwrap_or_default();
+                let most = MAX_EXPORTS + 1 + pauses;
+                let live = self.reference.requests().any(|(trace, request)| {
+                    *id == request_id(trace, self.reference.spans[request.root].id)
+                });
+                prop_assert!(
+                    self.platform == Platform::Native || !live || *left <= most,
+                    "{id:?} leaves {left} times"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// After a tick, a queue stays only for a reason (R4).
+    fn check_nothing_stays(&mut self) -> Check {
+        let live = self.reference.requests();
+        let live: Vec<_> = live.map(|(_, r)| self.request_id_of(r.root)).collect();
+        for id in live {
+            let request = self.dispatch.registry.get(id);
+            let Some(request) = request.filter(|request| !request.queue.is_empty()) else {
+                continue;
+            };
+            let paced = request.schedule == Schedule::Paced;
+            let reason = paced || self.under_way(id) > 0 || self.waits_for_root(id);
+            prop_assert!(reason, "the queue of {id:?} stays");
+        }
+        Ok(())
+    }
+
+    /// The law, the bounds, and every single number (R6, R7, R10, R12).
+    fn check_account(&self) -> Check {
+        let stats = self.dispatch.stats();
+        prop_assert!(stats.is_balanced(), "{stats:?}");
+        prop_assert!(stats.pending() <= MAX_PENDING as u64, "{stats:?}");
+        let pending = self.reference.pending().count() as u64;
+        prop_assert_eq!(stats.pending(), pending);
+        let flying = self.exporter.iter().filter(|export| !export.given_up);
+        let flying: usize = flying.map(|export| export.spans.len()).sum();
+        prop_assert_eq!(stats.in_flight, flying as u64);
+        let expected = Stats {
+            traces: self.reference.live_traces() as u64,
+            queued: stats.queued,
+            waiting: stats.waiting,
+            in_flight: stats.in_flight,
+            exports: stats.exports,
+            ..self.reference.stats.clone()
+        };
+        prop_assert_eq!(&stats, &expected);
+        prop_assert!(
+            self.platform == Platform::Workers || self.exporter.len() <= MAX_CONCURRENT,
+            "{} exports at once",
+            self.exporter.len()
+        );
+        let held = |id: &RequestId| id.is_late() || self.root_of(*id).is_some();
+        prop_assert!(self.dispatch.held.iter().all(held), "what is over is held");
+        Ok(())
+    }
+
+    /// A saved context lives exactly as long as something needs it (R9).
+    fn check_contexts(&self) -> Check {
+        let live = self.reference.requests().map(|(_, request)| request.root);
+        let inside = self.reference.pending();
+        let inside = inside.filter_map(|(.., owner)| match owner {
+            Owner::Request(root) => Some(root),
+            Owner::Fallback(_) => None,
+        });
+        let contexts = self.exporter.iter().map(|export| &export.batch.context);
+        let outside = contexts.filter_map(|cx| cx.get::<Credentials>().map(|c| c.root));
+        let needed: BTreeSet<Serial> = live.chain(inside).chain(outside).collect();
+        let alive = self.contexts.iter();
+        let alive = alive.filter(|(_, context)| context.strong_count() > 0);
+        let alive: BTreeSet<Serial> = alive.map(|(root, _)| *root).collect();
+        prop_assert_eq!(alive, needed, "whose contexts are alive");
+        Ok(())
+    }
+
+    // ----- the end -----
+
+    /// Spans leave while others of their request are open, with nothing but ticks and answers (R4).
+    pub(super) fn stream_out(&mut self) -> Check {
+        self.let_out()?;
+        prop_assert_eq!(
+            self.reference.pending().count(),
+            0,
+            "something never leaves"
+        );
+        Ok(())
+    }
+
+    /// Ends everything, and lets everything out.
+    pub(super) fn drain(&mut self) -> Check {
+        while !self.reference.open().is_empty() {
+            let (open, sampled) = (0, true);
+            self.apply(Action::End { open, sampled })?;
+        }
+        self.let_out()?;
+        let stats = self.dispatch.stats();
+        prop_assert_eq!(stats.pending(), 0, "{:?}", stats);
+        let refused = self.reference.requests().count();
+        prop_assert_eq!((refused, stats.traces), (0, 0));
+        prop_assert!(self.flushes.is_empty(), "a flush never ends");
+        prop_assert!(self.dispatch.held.iter().all(|id| id.is_late()));
+        // Each span that was taken and not dropped later was given to the exporter, once.
+        let spans = self.reference.spans.iter().enumerate();
+        for (serial, span) in spans {
+            if matches!(span.place, Place::Exported(_)) {
+                prop_assert!(self.exported.contains(&serial));
+            }
+        }
+        Ok(())
+    }
+
+    /// In so many rounds as there can be batches.
+    fn let_out(&mut self) -> Check {
+        for _ in 0..=2 * MAX_PENDING {
+            if self.exporter.is_empty() && self.reference.pending().next().is_none() {
+                break;
+            }
+            self.apply(Action::EndPauses)?;
+            self.apply(Action::Tick { queues: 2 })?;
+            self.apply(Action::Export)?;
+            let (batch, takes) = (0, true);
+            self.apply(Action::Answer { batch, takes })?;
+        }
+        Ok(())
+    }
+
+    // ----- names -----
+
+    fn id(&self, trace: u128, id: Id) -> u64 {
+        // Ids are never used again once their request is over.
+        let new = self.reference.spans.len() as u64 + 1;
+        match id {
+            Id::New => new,
+            Id::Of(pick) => {
+                let requests = self.reference.requests();
+                let of_trace = requests.filter(|(of, _)| *of == trace);
+                let ids: Vec<u64> = of_trace.flat_map(|(_, r)| r.ids.clone()).collect();
+                ids.get(pick % ids.len().max(1)).copied().unwrap_or(new)
+            }
+        }
+    }
+
+    fn span(&self, serial: Serial, sampled: bool) -> opentelemetry_sdk::trace::SpanData {
+        let flags = match sampled {
+            true => TraceFlags::SAMPLED,
+            false => TraceFlags::default(),
+        };
+        let span = &self.reference.spans[serial];
+        let mut data = span_with_flags(span.trace, span.id, flags);
+        data.name = serial.to_string().into();
+        data
+    }
+
+    fn request_id_of(&self, root: Serial) -> RequestId {
+        let root = &self.reference.spans[root];
+        request_id(root.trace, root.id)
+    }
+
+    /// The root of a live request.
+    fn root_of(&self, id: RequestId) -> Option<Serial> {
+        let mut requests = self.reference.requests();
+        requests.find_map(|(_, r)| (self.request_id_of(r.root) == id).then_some(r.root))
+    }
+
+    fn waits_for_root(&self, id: RequestId) -> bool {
+        let request = self
+            .root_of(id)
+            .and_then(|root| self.reference.request(root));
+        self.trigger == FlushTrigger::LocalRootEnd && request.is_some_and(|r| !r.root_ended)
+    }
+
+    /// How many batches of a request wait or are in flight.
+    fn under_way(&self, id: RequestId) -> usize {
+        let waiting = self.dispatch.waiting.iter().map(|batch| &batch.origin);
+        let in_flight = self.dispatch.in_flight.values().map(|f| &f.origin);
+        waiting
+            .chain(in_flight)
+            .filter(|origin| matches!(origin, Origin::Request(of) if *of == id))
+            .count()
+    }
+}
+
+fn request_id(trace: u128, root: u64) -> RequestId {
+    RequestId {
+        trace: TraceId::from(trace),
+        root: SpanId::from(root),
+    }
+}
+
+fn trace_of_scope(scope: Scope) -> Option<u128> {
+    let trace = scope.trace()?;
+    Some(u128::from_be_bytes(trace.to_bytes()))
+}
+
+fn serial_of(span: &opentelemetry_sdk::trace::SpanData) -> Serial {
+    span.name.parse().expect("spans are named by their serial")
+}
