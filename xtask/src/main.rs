@@ -5,6 +5,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod command;
+mod model;
 mod steps;
 mod wasm;
 mod workers;
@@ -19,6 +20,7 @@ usage: cargo xtask <command>
                    Workers in workerd
   test <step>...   only these steps
   steps            the names of the steps
+  model [n]        the model test with n sequences a platform, a million if not said
   bench            the benchmarks, for people
   bench --json     the benchmarks, as one JSON object on the last line";
 
@@ -31,6 +33,7 @@ fn main() -> ExitCode {
             steps::names().for_each(|name| println!("{name}"));
             Ok(())
         }
+        ["model", options @ ..] => model::model(options),
         ["bench", options @ ..] => steps::bench(options),
         _ => Err(USAGE.to_owned()),
     };
