@@ -47,7 +47,7 @@ pub(crate) struct Dispatch {
 
     registry: Registry,
     late: Late,
-    /// Requests whose queue the next tick takes. May name requests that are over.
+    /// Requests whose queue the next tick takes, and some that were due and are no longer.
     due: VecDeque<RequestId>,
     /// Invariant: exactly the live requests whose schedule [waits](Schedule::waits).
     held: HashSet<RequestId, IdHash>,
@@ -507,7 +507,8 @@ impl Dispatch {
             let Some(id) = self.due.pop_front() else {
                 break;
             };
-            let Some(request) = self.request(id) else {
+            let request = self.request(id);
+            let Some(request) = request.filter(|r| r.schedule == Schedule::Due) else {
                 continue;
             };
             request.schedule = Schedule::Idle;

@@ -128,9 +128,11 @@ impl Request {
         allowance.exports == 0 || self.exports < allowance.exports
     }
 
-    /// The local root has ended: what is queued may leave, whatever was spent before.
+    /// The local root has ended: what is queued may leave, whatever was spent before. Once, also if a span has its id.
     pub(crate) fn end_root(&mut self, allowance: Allowance) {
-        self.root_ended = true;
+        if std::mem::replace(&mut self.root_ended, true) {
+            return;
+        }
         self.exports = self.exports.min(allowance.exports.saturating_sub(1));
     }
 
@@ -138,6 +140,10 @@ impl Request {
     pub(crate) fn take_batch(&mut self) -> (Context, Vec<SpanData>) {
         self.exporting += 1;
         self.exports = self.exports.saturating_add(1);
+        if self.schedule == Schedule::Due {
+            // What ends from now on needs a plan of its own.
+            self.schedule = Schedule::Idle;
+        }
         (self.context.clone(), std::mem::take(&mut self.queue))
     }
 

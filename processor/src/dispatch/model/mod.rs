@@ -40,8 +40,8 @@ use crate::config::{Config, FlushTrigger};
 type Check = Result<(), TestCaseError>;
 
 const MAX_TRACES: usize = 3;
-const MAX_SPANS_PER_TRACE: usize = 8;
-const MAX_BATCH_SIZE: usize = 3;
+const MAX_SPANS_PER_TRACE: usize = 10;
+const MAX_BATCH_SIZE: usize = 2;
 const MAX_PENDING: usize = 12;
 const MAX_CONCURRENT: usize = 2;
 const MAX_EXPORTS: usize = 2;

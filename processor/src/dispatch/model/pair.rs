@@ -460,7 +460,7 @@ impl Pair {
                 (Origin::Late(_), _) => full,
                 (Origin::Request(id), _) if id.is_late() => true,
                 (Origin::Request(id), _) if self.root_of(*id).is_none() => true,
-                (_, Action::End { .. }) => full || burst,
+                (Origin::Request(id), Action::End { .. }) => burst || full && self.has_slot(*id),
                 (Origin::Request(id), Action::Tick { .. }) => {
                     self.under_way(*id) == 1 && !self.waits_for_root(*id)
                 }
@@ -641,6 +641,11 @@ impl Pair {
             .root_of(id)
             .and_then(|root| self.reference.request(root));
         self.trigger == FlushTrigger::LocalRootEnd && request.is_some_and(|r| !r.root_ended)
+    }
+
+    /// Whether the latest batch of a live request is not one too many at once.
+    fn has_slot(&self, id: RequestId) -> bool {
+        self.platform == Platform::Native || self.under_way(id) <= MAX_CONCURRENT
     }
 
     /// How many batches of a request wait or are in flight.
