@@ -166,6 +166,11 @@ mod instruments {
 
     const COMPONENT_TYPE: &str = "otlp_http_span_exporter";
 
+    /// In seconds: the boundaries of the semantic conventions for HTTP, and longer ones, because retries are included.
+    const DURATIONS: [f64; 16] = [
+        0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 15.0, 30.0,
+    ];
+
     /// The instruments, made at the first use: the application may set its global meter provider after it has built
     /// the exporter.
     #[derive(Debug)]
@@ -265,6 +270,7 @@ mod instruments {
                     .f64_histogram("otel.sdk.exporter.operation.duration")
                     .with_unit("s")
                     .with_description("The duration of one request, its retries included.")
+                    .with_boundaries(DURATIONS.to_vec())
                     .build(),
             }
         }

@@ -67,7 +67,7 @@
 //! | feature | default | |
 //! |---|---|---|
 //! | `tokio` | yes | exports run inside a Tokio runtime of the processor's own |
-//! | `metrics` | yes | the numbers of [`Stats`] as OpenTelemetry metrics: `otel.sdk.processor.span.processed`, `.queue.size`, `.queue.capacity` and `per_request.span.late` |
+//! | `metrics` | yes | the numbers of [`Stats`] as OpenTelemetry metrics (`otel.sdk.processor.span.processed`, `.queue.size`, `.queue.capacity`, `per_request.span.pending`, `per_request.span.late`, `per_request.trace.live`, `per_request.trace.evicted`), and `per_request.export.duration` |
 //! | `internal-logs` | yes | warnings, through `tracing` |
 //! | `worker` | | Cloudflare Workers, on `wasm32-unknown-unknown`: the module `workers`. Nothing anywhere else |
 //!

@@ -1,19 +1,32 @@
-//! The numbers of `stats()` as OpenTelemetry metrics, by the names of the semantic conventions for SDK metrics.
+//! What the processor says about itself as OpenTelemetry metrics: the numbers of `stats()`, and how long exports take. The
+//! names are those of the semantic conventions for SDK metrics, and `per_request.…` where they have none.
+
+use std::sync::OnceLock;
+use std::time::Duration;
 
 use opentelemetry::KeyValue;
-use opentelemetry::metrics::Meter;
+use opentelemetry::metrics::{Histogram, Meter};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
+use opentelemetry_sdk::trace::{SpanData, SpanExporter};
 
+use crate::clock::Instant;
 use crate::runtime::Shared;
 use crate::stats::{DropReason, LateReason, Stats};
 use crate::sync::{Arc, AtomicU64, Ordering, Weak};
 
 const COMPONENT_TYPE: &str = "per_request_span_processor";
 
+/// In seconds: the boundaries of the semantic conventions for HTTP, and the default export timeout.
+const DURATIONS: [f64; 15] = [
+    0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 30.0,
+];
+
 /// Numbers the processors of this program: `otel.component.name` must be unique.
 static INSTANCES: AtomicU64 = AtomicU64::new(0);
 
-/// Registers observable instruments that ask the processor for as long as it exists.
-pub(crate) fn register(shared: &Arc<Shared>, meter: Option<Meter>) {
+/// Registers instruments: observable ones that ask the processor for as long as it exists, and the one of its exports.
+pub(crate) fn register(shared: &Arc<Shared>, durations: &Durations, meter: Option<Meter>) {
     let meter = meter.unwrap_or_else(|| opentelemetry::global::meter(env!("CARGO_PKG_NAME")));
     // Nothing but uniqueness depends on this number.
     let instance = INSTANCES.fetch_add(1, Ordering::Relaxed);
@@ -24,11 +37,16 @@ pub(crate) fn register(shared: &Arc<Shared>, meter: Option<Meter>) {
             format!("{COMPONENT_TYPE}/{instance}"),
         ),
     ];
+    durations.register(&meter, &component);
     let source = Source {
         shared: Arc::downgrade(shared),
         component,
     };
+    register_spans(&meter, &source);
+    register_traces(&meter, &source);
+}
 
+fn register_spans(meter: &Meter, source: &Source) {
     let from = source.clone();
     meter
         .u64_observable_counter("otel.sdk.processor.span.processed")
@@ -69,7 +87,26 @@ pub(crate) fn register(shared: &Arc<Shared>, meter: Option<Meter>) {
         })
         .build();
 
-    let from = source;
+    let from = source.clone();
+    meter
+        .i64_observable_up_down_counter("per_request.span.pending")
+        .with_unit("{span}")
+        .with_description("Spans inside the processor, by where they are.")
+        .with_callback(move |observer| {
+            from.observe(|stats, attributes| {
+                let places = [
+                    ("queued", stats.queued),
+                    ("waiting", stats.waiting),
+                    ("in_flight", stats.in_flight),
+                ];
+                for (place, spans) in places {
+                    observer.observe(clamp(spans), &with(attributes, "per_request.place", place));
+                }
+            });
+        })
+        .build();
+
+    let from = source.clone();
     meter
         .u64_observable_counter("per_request.span.late")
         .with_unit("{span}")
@@ -83,6 +120,143 @@ pub(crate) fn register(shared: &Arc<Shared>, meter: Option<Meter>) {
             });
         })
         .build();
+}
+
+fn register_traces(meter: &Meter, source: &Source) {
+    let from = source.clone();
+    meter
+        .i64_observable_up_down_counter("per_request.trace.live")
+        .with_unit("{trace}")
+        .with_description("Traces in memory: those with an open span.")
+        .with_callback(move |observer| {
+            from.observe(|stats, attributes| observer.observe(clamp(stats.traces), attributes));
+        })
+        .build();
+
+    let from = source.clone();
+    meter
+        .u64_observable_counter("per_request.trace.evicted")
+        .with_unit("{trace}")
+        .with_description("Traces that were evicted, with spans open, to make room for others.")
+        .with_callback(move |observer| {
+            from.observe(|stats, attributes| observer.observe(stats.evicted_traces, attributes));
+        })
+        .build();
+}
+
+/// Where the durations of exports are recorded, once there is a meter. Clones are the same place.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Durations(Arc<OnceLock<Recorder>>);
+
+#[derive(Debug)]
+struct Recorder {
+    histogram: Histogram<f64>,
+    component: [KeyValue; 2],
+}
+
+impl Durations {
+    fn register(&self, meter: &Meter, component: &[KeyValue; 2]) {
+        let histogram = meter
+            .f64_histogram("per_request.export.duration")
+            .with_unit("s")
+            .with_description("How long the exporter takes for a batch.")
+            .with_boundaries(DURATIONS.to_vec())
+            .build();
+        // A builder builds once.
+        let _ = self.0.set(Recorder {
+            histogram,
+            component: component.clone(),
+        });
+    }
+
+    fn record(&self, took: Duration, error: Option<&'static str>) {
+        let Some(recorder) = self.0.get() else {
+            return;
+        };
+        let seconds = took.as_secs_f64();
+        match error {
+            None => recorder.histogram.record(seconds, &recorder.component),
+            Some(error) => {
+                let attributes = with(&recorder.component, "error.type", error);
+                recorder.histogram.record(seconds, &attributes);
+            }
+        }
+    }
+}
+
+/// An exporter, with a watch.
+#[derive(Debug)]
+pub(crate) struct Timed<E> {
+    exporter: E,
+    durations: Durations,
+}
+
+impl<E> Timed<E> {
+    pub(crate) fn new(exporter: E, durations: Durations) -> Self {
+        Self {
+            exporter,
+            durations,
+        }
+    }
+}
+
+impl<E: SpanExporter> SpanExporter for Timed<E> {
+    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+        let watch = Watch::start(&self.durations);
+        let result = self.exporter.export(batch).await;
+        watch.stop(&result);
+        result
+    }
+
+    fn force_flush(&self) -> OTelSdkResult {
+        self.exporter.force_flush()
+    }
+
+    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
+        self.exporter.shutdown_with_timeout(timeout)
+    }
+
+    fn set_resource(&mut self, resource: &Resource) {
+        self.exporter.set_resource(resource);
+    }
+}
+
+/// Measures one export.
+struct Watch<'a> {
+    durations: &'a Durations,
+    began: Instant,
+    /// What it is if it ends without an answer.
+    error: Option<&'static str>,
+}
+
+impl<'a> Watch<'a> {
+    fn start(durations: &'a Durations) -> Self {
+        Self {
+            durations,
+            began: Instant::now(),
+            error: Some("timeout"),
+        }
+    }
+
+    fn stop(mut self, result: &OTelSdkResult) {
+        self.error = match result {
+            Ok(()) => None,
+            Err(OTelSdkError::Timeout(_)) => Some("timeout"),
+            Err(OTelSdkError::AlreadyShutdown) => Some("already_shutdown"),
+            Err(_) => Some("failed"),
+        };
+    }
+}
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        let error = match std::thread::panicking() {
+            true => Some("panic"),
+            false => self.error,
+        };
+        let took = Instant::now().checked_duration_since(self.began);
+        self.durations.record(took.unwrap_or_default(), error);
+    }
 }
 
 #[derive(Clone)]

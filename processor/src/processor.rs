@@ -16,6 +16,8 @@ use crate::config::Config;
 use crate::error::ConfigError;
 use crate::export::AnyExporter;
 use crate::handle::Handle;
+#[cfg(feature = "metrics")]
+use crate::metrics::{Durations, Timed};
 use crate::notices::{Example, Kind};
 use crate::request::{RequestId, strip};
 use crate::runtime::{OwnRuntime, Shared};
@@ -44,7 +46,7 @@ impl PerRequestSpanProcessor {
     /// An exporter that is bound to the runtime in which it was built (one that uses gRPC, as a rule) works as long as
     /// that runtime runs. See [`builder_with`](Self::builder_with) for one that needs no runtime of the caller's.
     pub fn builder<E: SpanExporter + 'static>(exporter: E) -> Builder {
-        Builder::new(Arc::new(exporter), None)
+        Builder::new(exporter, None)
     }
 
     /// As [`builder`](Self::builder), for an exporter that `make` makes inside the processor's own Tokio runtime.
@@ -76,7 +78,7 @@ impl PerRequestSpanProcessor {
     {
         let runtime = OwnRuntime::new()?;
         let exporter = runtime.enter(make)?;
-        Ok(Builder::new(Arc::new(exporter), Some(runtime)))
+        Ok(Builder::new(exporter, Some(runtime)))
     }
 
     /// A handle to flush this processor and to read its numbers, which stays valid when the processor is given away.
@@ -209,12 +211,18 @@ pub struct Builder {
     mark_late: bool,
     #[cfg(feature = "metrics")]
     meter: Option<opentelemetry::metrics::Meter>,
+    #[cfg(feature = "metrics")]
+    durations: Durations,
 }
 
 impl Builder {
-    fn new(exporter: Arc<dyn AnyExporter>, runtime: Option<OwnRuntime>) -> Self {
+    fn new<E: SpanExporter + 'static>(exporter: E, runtime: Option<OwnRuntime>) -> Self {
+        #[cfg(feature = "metrics")]
+        let durations = Durations::default();
+        #[cfg(feature = "metrics")]
+        let exporter = Timed::new(exporter, durations.clone());
         Self {
-            exporter,
+            exporter: Arc::new(exporter),
             runtime,
             config: None,
             fallback: Context::new(),
@@ -222,6 +230,8 @@ impl Builder {
             mark_late: true,
             #[cfg(feature = "metrics")]
             meter: None,
+            #[cfg(feature = "metrics")]
+            durations,
         }
     }
 
@@ -276,11 +286,15 @@ impl Builder {
         self
     }
 
-    /// The meter for the processor's own metrics. By default one of the global meter provider, as it is when `build` is
-    /// called.
+    /// Where the processor's own metrics go, in place of the global meter provider.
+    ///
+    /// The global one is asked when `build` is called, so it should be set before.
     #[cfg(feature = "metrics")]
-    pub fn with_meter(mut self, meter: opentelemetry::metrics::Meter) -> Self {
-        self.meter = Some(meter);
+    pub fn with_meter_provider(
+        mut self,
+        provider: &impl opentelemetry::metrics::MeterProvider,
+    ) -> Self {
+        self.meter = Some(provider.meter(env!("CARGO_PKG_NAME")));
         self
     }
 
@@ -316,7 +330,7 @@ impl Builder {
         };
         #[cfg(feature = "metrics")]
         if let Some(shared) = &shared {
-            crate::metrics::register(shared, self.meter);
+            crate::metrics::register(shared, &self.durations, self.meter);
         }
         Ok(PerRequestSpanProcessor {
             shared,
