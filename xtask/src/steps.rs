@@ -35,7 +35,7 @@ struct Step {
     run: fn() -> Outcome,
 }
 
-const STEPS: [Step; 9] = [
+const STEPS: [Step; 10] = [
     Step {
         name: "format",
         run: || cargo(&["fmt", "--all", "--check"]),
@@ -67,6 +67,10 @@ const STEPS: [Step; 9] = [
     Step {
         name: "workers",
         run: workers,
+    },
+    Step {
+        name: "clients",
+        run: clients,
     },
     Step {
         name: "tests",
@@ -159,6 +163,23 @@ fn features() -> Outcome {
                 "{package} pulls the crate `worker` into a native build"
             ));
         }
+    }
+    Ok(())
+}
+
+/// The fault matrix through the default HTTP clients that are not the default one when all features are on.
+fn clients() -> Outcome {
+    for client in ["hyper", "reqwest-blocking"] {
+        cargo(&[
+            "test",
+            "--package",
+            "integration-tests",
+            "--test",
+            "faults",
+            "--no-default-features",
+            "--features",
+            client,
+        ])?;
     }
     Ok(())
 }

@@ -1,0 +1,194 @@
+//! `DirectExporter` held to the table, through every HTTP client.
+//!
+//! For each row: as many attempts as it says, seen from both ends; over within its bounds; counted as it says, with nothing
+//! left in flight; an error of the right kind, or none; one warning, or none; nothing sent to where a redirect leads; no
+//! more than the limit read of an answer; no secret in the error or in any line. Then the collector is well, and the next
+//! export on the same exporter arrives.
+
+use futures_executor::block_on;
+use opentelemetry::Context;
+use opentelemetry::trace::{
+    FutureExt as _, SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceId, TraceState,
+};
+use opentelemetry_otlp_direct::{DirectExporter, FailureReason};
+use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
+use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanExporter as _, SpanLinks};
+use std::process::Command;
+use std::time::UNIX_EPOCH;
+
+use crate::client::Client;
+use crate::run::{SECRET, context, each, last, span_names, timed, wait_until};
+use crate::server::Server;
+use crate::table::{Row, SPANS, table};
+use crate::tls;
+
+/// Scenario: each row, through the exporter's own client.
+/// Guarantees: see the module.
+#[test]
+fn every_fault_is_met_as_specified_by_the_default_client() {
+    every_fault_is_met_by(Client::Default);
+}
+
+/// Scenario: each row, those of https among them, through a `reqwest` client of the user's.
+/// Guarantees: the same.
+#[test]
+fn every_fault_is_met_as_specified_by_a_reqwest_client() {
+    every_fault_is_met_by(Client::Reqwest);
+}
+
+/// Scenario: each row of http, through a `hyper` client of the user's.
+/// Guarantees: the same.
+#[test]
+fn every_fault_is_met_as_specified_by_a_hyper_client() {
+    every_fault_is_met_by(Client::Hyper);
+}
+
+/// Scenario: each row that does not wait, through a blocking `reqwest` client of the user's.
+/// Guarantees: the same.
+#[test]
+fn every_fault_is_met_as_specified_by_a_blocking_reqwest_client() {
+    every_fault_is_met_by(Client::ReqwestBlocking);
+}
+
+/// Scenario: each row of https, through the exporter's own client, in a process whose system trusts the authority that
+/// signs the good certificate. Which one that is can only be said to a process when it starts.
+/// Guarantees: the same; so feature `tls` speaks to those who are trusted, and to nobody else.
+#[test]
+#[cfg_attr(
+    any(
+        not(target_os = "linux"),
+        all(feature = "hyper", not(feature = "reqwest"))
+    ),
+    ignore = "needs a client that does https, and a system that can be told whom to trust"
+)]
+fn every_fault_of_https_is_met_as_specified_by_the_default_client() {
+    /// Set in the process that trusts the authority of these tests, to where it says so.
+    const AUTHORITY: &str = "FAULTS_AUTHORITY";
+    const NAME: &str =
+        "over_the_exporter::every_fault_of_https_is_met_as_specified_by_the_default_client";
+    if let Some(file) = std::env::var_os(AUTHORITY) {
+        std::fs::write(file, tls::root_pem()).unwrap();
+        let mut rows = table();
+        rows.retain(Row::is_of_https);
+        return each(rows, |row| check(row, Client::Default));
+    }
+    let file = format!(
+        "{}/authority-{}.pem",
+        env!("CARGO_TARGET_TMPDIR"),
+        std::process::id()
+    );
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", NAME])
+        .env(AUTHORITY, &file)
+        .env("SSL_CERT_FILE", &file)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("1 passed"), "{said}");
+    std::fs::remove_file(file).unwrap();
+}
+
+fn every_fault_is_met_by(client: Client) {
+    let mut rows = table();
+    rows.retain(|row| client.can(row));
+    each(rows, move |row| check(row, client));
+}
+
+fn check(row: &Row, client: Client) {
+    let server = Server::start(&row.faults, row.is_of_https());
+    let exporter = client.exporter(row, &server);
+    let _entered = client.runtime().map(|runtime| runtime.enter());
+    let names = span_names(row);
+
+    let (result, took) = timed(|| export(&exporter, context(1), &names));
+    row.check_time(took);
+    row.check_result(result);
+    row.check_account(&exporter.stats());
+    row.check_server(&server);
+    row.check_logs(&server.endpoint());
+
+    server.heal();
+    let refused = match row.opens_a_circuit() {
+        true => check_circuit(&exporter, &server, &names),
+        false => 0,
+    };
+    let before = exporter.stats();
+    export(&exporter, context(1), &names).unwrap();
+    let request = last(&server);
+    assert_eq!(request.spans, names);
+    assert_eq!(request.authorization, Some(format!("Bearer {SECRET}-1")));
+    let after = exporter.stats();
+    assert_eq!(after.exported(), before.exported() + SPANS);
+    assert_eq!(
+        (after.attempts(), after.in_flight()),
+        (before.attempts() + 1, 0)
+    );
+    assert_eq!(after.failed(FailureReason::CircuitOpen), refused);
+}
+
+/// After a 401 or 403: nothing is sent under the same token for a while, and another one is not held up. Returns how many
+/// spans were not sent.
+fn check_circuit(exporter: &DirectExporter, server: &Server, names: &[String]) -> u64 {
+    let arrived = server.met();
+    let error = export(exporter, context(1), names).unwrap_err().to_string();
+    assert!(error.contains("not sent"), "{error}");
+    assert_eq!(server.met(), arrived);
+    export(exporter, context(2), names).unwrap();
+    let mut refused = SPANS;
+    wait_until("the end of the cool-down", || {
+        let result = export(exporter, context(1), names);
+        refused += if result.is_err() { SPANS } else { 0 };
+        result.is_ok()
+    });
+    refused
+}
+
+impl Row {
+    #[track_caller]
+    fn check_result(&self, result: OTelSdkResult) {
+        let Some(reason) = self.reason() else {
+            return result.unwrap();
+        };
+        let error = result.unwrap_err();
+        match (&error, reason) {
+            (OTelSdkError::Timeout(after), FailureReason::Timeout) => {
+                assert_eq!(*after, self.timeout());
+            }
+            (OTelSdkError::InternalFailure(text), _) => {
+                assert!(text.contains(self.said), "{text}");
+                assert!(!text.contains(SECRET), "{text}");
+            }
+            (error, _) => panic!("of the wrong kind: {error:?}"),
+        }
+    }
+}
+
+fn export(exporter: &DirectExporter, cx: Context, names: &[String]) -> OTelSdkResult {
+    let spans = names.iter().map(|name| span(name)).collect();
+    block_on(exporter.export(spans).with_context(cx))
+}
+
+fn span(name: &str) -> SpanData {
+    SpanData {
+        span_context: SpanContext::new(
+            TraceId::from(1),
+            SpanId::from(2),
+            TraceFlags::SAMPLED,
+            false,
+            TraceState::NONE,
+        ),
+        parent_span_id: SpanId::INVALID,
+        parent_span_is_remote: false,
+        span_kind: SpanKind::Internal,
+        name: name.to_owned().into(),
+        start_time: UNIX_EPOCH,
+        end_time: UNIX_EPOCH,
+        attributes: Vec::new(),
+        dropped_attributes_count: 0,
+        events: SpanEvents::default(),
+        links: SpanLinks::default(),
+        status: Status::Unset,
+        instrumentation_scope: Default::default(),
+    }
+}
