@@ -60,7 +60,7 @@ pub(crate) struct Answer {
     asks: Option<Asks>,
     redirects: bool,
     body: Body,
-    late: bool,
+    pub(crate) late: bool,
 }
 
 /// A `Retry-After`.
