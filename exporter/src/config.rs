@@ -539,7 +539,7 @@ mod tests {
         assert_eq!(DirectExporter::DEFAULT_CIRCUIT_COOLDOWN, secs(30));
         assert_eq!(DirectExporter::DEFAULT_MAX_REQUEST_BYTES, 64 * 1024 * 1024);
         let retry = RetryPolicy::default();
-        assert_eq!(retry.max_attempts, 5);
+        assert_eq!(retry.max_attempts, 6);
         assert_eq!(retry.initial_backoff, Duration::from_millis(250));
         assert_eq!(retry.max_backoff, secs(5));
         assert_eq!(retry.max_retry_after, secs(15));

@@ -13,7 +13,8 @@ use std::time::{Duration, SystemTime};
 /// Attempts and backoff together never exceed the exporter's timeout. Time that the *collector* asked for is not counted
 /// against it; it has its own limit, [`with_max_retry_after`](RetryPolicy::with_max_retry_after).
 ///
-/// The default: 5 attempts (in Cloudflare Workers 3), backoff from 250 ms to 5 s, `Retry-After` up to 15 s.
+/// The default: 6 attempts (in Cloudflare Workers 3), backoff from 250 ms to 5 s, `Retry-After` up to 15 s. Natively that
+/// is enough for a collector that is down for 3 s.
 ///
 /// ```
 /// use opentelemetry_otlp_direct::RetryPolicy;
@@ -83,7 +84,8 @@ impl RetryPolicy {
     pub const DEFAULT_MAX_ATTEMPTS: u32 = match cfg!(target_family = "wasm") {
         // Each is one of the few subrequests that a request has.
         true => 3,
-        false => 5,
+        // Their backoffs are 3.8 s together at the least: a collector may be restarted meanwhile.
+        false => 6,
     };
     /// Default of the first argument of [`with_backoff`](RetryPolicy::with_backoff).
     pub const DEFAULT_INITIAL_BACKOFF: Duration = Duration::from_millis(250);
@@ -356,7 +358,8 @@ mod tests {
     }
 
     /// Scenario: any number of attempts, any random number, extreme policies.
-    /// Guarantees: the backoff doubles up to its maximum, random takes off at most half, and nothing overflows.
+    /// Guarantees: the backoff doubles up to its maximum, random takes off at most half, and nothing overflows. By
+    /// default a collector that is down for 3 s is outlasted.
     #[test]
     fn backoff_doubles_and_jitter_takes_at_most_half() {
         let policy = RetryPolicy::default();
@@ -377,6 +380,10 @@ mod tests {
                 "{attempts} {random}"
             );
         }
+        let shortest: Duration = (1..policy.max_attempts)
+            .map(|n| policy.backoff(n, 1.0))
+            .sum();
+        assert!(shortest > Duration::from_secs(3), "{shortest:?}");
         let endless = policy.with_backoff(Duration::MAX, Duration::MAX);
         assert_eq!(endless.backoff(u32::MAX, 0.0), Duration::MAX);
     }

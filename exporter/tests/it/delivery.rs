@@ -214,10 +214,10 @@ fn response_beyond_the_limit_is_a_failure_and_not_sent_again() {
 fn refused_connection_is_an_error_that_says_so() {
     let exporter = builder(&nowhere()).build().unwrap();
     let error = export(&exporter, spans(2)).unwrap_err().to_string();
-    assert!(error.contains("attempt 5 got no response"), "{error}");
+    assert!(error.contains("attempt 6 got no response"), "{error}");
     assert!(error.to_lowercase().contains("refused"), "{error}");
     check_account(&exporter, 0, &[(Transport, 2)]);
-    assert_eq!(exporter.stats().retries(), 4);
+    assert_eq!(exporter.stats().retries(), 5);
 }
 
 /// Scenario: a collector that never answers.

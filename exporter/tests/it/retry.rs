@@ -54,11 +54,11 @@ fn attempts_end_with_the_policy() {
     let exporter = exporter(&collector);
     let error = export(&exporter, spans(1)).unwrap_err().to_string();
     assert!(
-        error.contains("503") && error.contains("attempt 5"),
+        error.contains("503") && error.contains("attempt 6"),
         "{error}"
     );
-    assert_eq!(collector.received().len(), 5);
-    assert_eq!(exporter.stats().retries(), 4);
+    assert_eq!(collector.received().len(), 6);
+    assert_eq!(exporter.stats().retries(), 5);
 }
 
 /// Scenario: the collector asks for one second, the timeout is shorter.
