@@ -5,6 +5,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod command;
+mod compare;
 mod model;
 mod steps;
 mod wasm;
@@ -17,12 +18,15 @@ usage: cargo xtask <command>
 
   test             everything that must hold: format, lints, docs, each feature alone,
                    unit, property, integration and doc tests, examples, packages, the demo,
-                   Workers in workerd
+                   the comparison's promises, Workers in workerd
   test <step>...   only these steps
   steps            the names of the steps
   model [n]        the model test with n sequences a platform, a million if not said
   bench            the benchmarks, for people
-  bench --json     the benchmarks, as one JSON object on the last line";
+  bench --json     the benchmarks, as one JSON object on the last line
+  compare [--json] [--check] [<scenario>...]
+                   the SDK's processors and ours in the same scenarios, as tables or as JSON;
+                   --check: ours only, and quicker";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -35,6 +39,7 @@ fn main() -> ExitCode {
         }
         ["model", options @ ..] => model::model(options),
         ["bench", options @ ..] => steps::bench(options),
+        ["compare", arguments @ ..] => compare::compare(arguments),
         _ => Err(USAGE.to_owned()),
     };
     match result {

@@ -4,6 +4,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use crate::command::{Outcome, cargo, output, run};
+use crate::compare::compare;
 use crate::workers::workers;
 
 /// The crates that are published, with the features that must each compile alone.
@@ -63,6 +64,10 @@ const STEPS: [Step; 10] = [
     Step {
         name: "demo",
         run: || cargo(&["demo", "--", "--json"]),
+    },
+    Step {
+        name: "compare",
+        run: || compare(&["--check"]),
     },
     Step {
         name: "workers",
