@@ -36,7 +36,7 @@ struct Step {
     run: fn() -> Outcome,
 }
 
-const STEPS: [Step; 10] = [
+const STEPS: &[Step] = &[
     Step {
         name: "format",
         run: || cargo(&["fmt", "--all", "--check"]),
