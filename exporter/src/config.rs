@@ -2,7 +2,7 @@
 
 use crate::client;
 use crate::delivery::{Delivery, Limits};
-use crate::env::{Environment, Lookup};
+use crate::env::{self, Environment, Lookup};
 use crate::error::ConfigError;
 use crate::exporter::{DirectExporter, Shared};
 use crate::log::log_warning;
@@ -82,7 +82,7 @@ impl DirectExporterBuilder {
             max_request_bytes: DirectExporter::DEFAULT_MAX_REQUEST_BYTES,
             circuit_cooldown: DirectExporter::DEFAULT_CIRCUIT_COOLDOWN,
             client: None,
-            lookup: Box::new(|variable| std::env::var(variable).ok()),
+            lookup: Box::new(env::of_process),
             #[cfg(feature = "metrics")]
             meter: None,
         }
@@ -306,7 +306,10 @@ impl DirectExporterBuilder {
     fn headers(&self, from_env: Vec<(HeaderName, HeaderValue)>) -> Result<HeaderMap, ConfigError> {
         let mut headers = HeaderMap::new();
         headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
-        headers.extend(from_env);
+        // Not `extend`, which would keep the earlier one beside the later one.
+        for (name, value) in from_env {
+            headers.insert(name, value);
+        }
         for (name, value) in &self.headers {
             let (name, value) = parse_header(name, value)?;
             headers.insert(name, value);
@@ -545,6 +548,20 @@ mod tests {
         assert_eq!(retry.max_retry_after, secs(15));
         let endpoint = Endpoint::by_default().unwrap();
         assert_eq!(endpoint.to_string(), "http://localhost:4318/v1/traces");
+    }
+
+    /// Scenario: headers that are set twice in the environment, there and by us, and there and in code.
+    /// Guarantees: the later one replaces the earlier one.
+    #[test]
+    fn later_header_replaces_an_earlier_one_of_the_same_name() {
+        let builder = builder().with_header("c", "in code");
+        let from_env = [("a", "1"), ("a", "2"), ("User-Agent", "3"), ("c", "4")];
+        let from_env = from_env.map(|(name, value)| parse_header(name, value).unwrap());
+        let headers = builder.headers(from_env.to_vec()).unwrap();
+        for (name, expected) in [("a", "2"), ("user-agent", "3"), ("c", "in code")] {
+            let all: Vec<_> = headers.get_all(name).iter().collect();
+            assert_eq!(all, [expected], "{name}");
+        }
     }
 
     /// Scenario: a builder with secrets in its headers and its endpoint's query is printed for debugging.

@@ -45,7 +45,7 @@ pub enum InvalidToken {
     /// file is the usual one.
     #[error("token has a character at byte {position} that a header cannot carry")]
     Character {
-        /// Where it is, in bytes from the start.
+        /// Where it is, in bytes from the start of the token, or of the scheme.
         position: usize,
     },
 }
@@ -84,7 +84,10 @@ impl ExportToken {
     pub fn with_scheme(scheme: &str, credentials: impl AsRef<str>) -> Result<Self, InvalidToken> {
         let prefix = match scheme {
             "" => String::new(),
-            scheme => format!("{scheme} "),
+            scheme => {
+                check(scheme)?;
+                format!("{scheme} ")
+            }
         };
         let header = RwLock::new(header(&prefix, credentials.as_ref())?);
         Ok(Self {
@@ -146,18 +149,24 @@ fn header(prefix: &str, token: &str) -> Result<HeaderValue, InvalidToken> {
     if token.is_empty() {
         return Err(InvalidToken::Empty);
     }
-    let last = token.len() - 1;
-    let unfit = |(at, byte): (usize, u8)| match byte {
-        b' ' => at == 0 || at == last,
-        byte => !byte.is_ascii_graphic(),
-    };
-    if let Some(position) = token.bytes().enumerate().position(unfit) {
-        return Err(InvalidToken::Character { position });
-    }
+    check(token)?;
     let mut header = HeaderValue::try_from(format!("{prefix}{token}"))
         .map_err(|_| InvalidToken::Character { position: 0 })?;
     header.set_sensitive(true);
     Ok(header)
+}
+
+/// Whether a header can carry it: an HTTP client would take spaces away at either end, and gRPC knows ASCII only.
+fn check(part: &str) -> Result<(), InvalidToken> {
+    let last = part.len().saturating_sub(1);
+    let unfit = |(at, byte): (usize, u8)| match byte {
+        b' ' => at == 0 || at == last,
+        byte => !byte.is_ascii_graphic(),
+    };
+    match part.bytes().enumerate().position(unfit) {
+        Some(position) => Err(InvalidToken::Character { position }),
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -196,7 +205,9 @@ mod tests {
         let made = |scheme| ExportToken::with_scheme(scheme, "x").map(|token| token.header());
         assert_eq!(made("Basic"), Ok(HeaderValue::from_static("Basic x")));
         assert_eq!(made(""), Ok(HeaderValue::from_static("x")));
-        assert!(made("a\nb").is_err());
+        for scheme in ["a\nb", "é", " ", " Basic", "Basic\t"] {
+            assert!(made(scheme).is_err(), "{scheme:?}");
+        }
     }
 
     /// Scenario: a token is attached to a context, then updated, then updated with a bad value.

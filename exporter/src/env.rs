@@ -71,12 +71,18 @@ const PROTOCOL: Pair = Pair {
 };
 
 /// Every variable that is looked up.
-#[cfg(any(test, target_family = "wasm"))]
+#[cfg(any(test, fuzzing, target_family = "wasm"))]
 pub(crate) fn variables() -> impl Iterator<Item = &'static str> {
     [&ENDPOINT, &HEADERS, &TIMEOUT, &COMPRESSION, &PROTOCOL]
         .into_iter()
         .flat_map(|pair| [pair.traces, pair.general])
         .chain(UNSUPPORTED)
+}
+
+/// The value of a variable of this process. One that is not valid Unicode is not missing: it is a value that cannot be used.
+pub(crate) fn of_process(variable: &str) -> Option<String> {
+    let value = std::env::var_os(variable)?;
+    Some(value.to_string_lossy().into_owned())
 }
 
 const NEXT_SOURCE: &str = "the next source of this setting, or its default";
@@ -387,6 +393,31 @@ mod tests {
             None
         });
         assert_eq!(asked.into_inner(), variables().map(str::to_owned).collect());
+    }
+
+    /// Scenario: a variable of the process is not valid Unicode. This test runs itself again in such an environment.
+    /// Guarantees: it is complained about, and not taken for one that is not set.
+    #[cfg(unix)]
+    #[test]
+    fn variable_that_is_not_valid_unicode_is_complained_about() {
+        use std::os::unix::ffi::OsStrExt as _;
+
+        const VARIABLE: &str = "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT";
+        let wrong = std::ffi::OsStr::from_bytes(b"100\xff");
+        if std::env::var_os(VARIABLE).as_deref() == Some(wrong) {
+            let env = Environment::read(of_process);
+            assert_eq!(complaints(&env), [(VARIABLE, "100\u{fffd}")]);
+            return;
+        }
+        let status = std::process::Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "env::tests::variable_that_is_not_valid_unicode_is_complained_about",
+            ])
+            .env(VARIABLE, wrong)
+            .stdout(std::process::Stdio::null())
+            .status();
+        assert!(status.unwrap().success());
     }
 
     /// Scenario: certificates are configured.

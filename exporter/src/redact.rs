@@ -47,9 +47,15 @@ fn urls(text: &str) -> String {
 /// The same for a text that is meant to be one URL, whatever is in it.
 pub(crate) fn url(text: &str) -> String {
     match text.split_once("://") {
-        Some((scheme, url)) => format!("{scheme}://{}", without_secrets(url)),
-        None => without_secrets(text).to_owned(),
+        Some((scheme, url)) if is_scheme(scheme) => format!("{scheme}://{}", without_secrets(url)),
+        _ => without_secrets(text).to_owned(),
     }
+}
+
+/// Without this, a password or a query in front of a later `://` would be taken for one.
+fn is_scheme(text: &str) -> bool {
+    text.bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
 }
 
 fn ends_url(c: char) -> bool {
@@ -62,15 +68,15 @@ fn closes_sentence(c: char) -> bool {
 
 /// What is left of a URL, its scheme taken off: host, port and path.
 fn without_secrets(url: &str) -> &str {
-    let url = url.split(['?', '#']).next().unwrap_or_default();
-    let authority_end = url.find('/').unwrap_or(url.len());
-    // The last `@`: a password may contain one.
-    match url[..authority_end].rfind('@') {
-        Some(at) => &url[at + 1..],
-        // A password may contain a slash, too; then no host can be told apart from it.
-        None if url.contains('@') => "",
-        None => url,
+    let (authority, rest) = url.split_at(url.find(['/', '?', '#']).unwrap_or(url.len()));
+    // A password may contain any of the three; then no host can be told apart from it.
+    if rest.contains('@') {
+        return "";
     }
+    // The last `@`: a password may contain one.
+    let start = authority.rfind('@').map_or(0, |at| at + 1);
+    let end = url.find(['?', '#']).unwrap_or(url.len());
+    &url[start..end]
 }
 
 #[cfg(test)]
@@ -95,6 +101,9 @@ mod tests {
             ),
             ("http://u:p@q@h/x", "http://h/x"),
             ("http://u:p/q@h/x end", "http:// end"),
+            ("http://u:p?q@h/x end", "http:// end"),
+            ("http://u:p#q@h/x end", "http:// end"),
+            ("http://u@n:p/q@h/x end", "http:// end"),
             ("http://", "http://"),
             ("a://b://c@d e", "a:// e"),
             ("(http://h/?k=a)b,c).", "(http://h/)."),
@@ -112,6 +121,9 @@ mod tests {
             ("http://u:p@h:1/a?k=v", "http://h:1/a"),
             ("http://h /a?k=v w", "http://h /a"),
             ("u:p@h:1", "h:1"),
+            ("u:p://q@h:1", ""),
+            ("h/a?k=v://w", "h/a"),
+            ("http://h?k=a@b", "http://"),
             ("h:1", "h:1"),
             ("", ""),
         ];
