@@ -111,6 +111,10 @@ pub mod encode;
 mod env;
 mod error;
 mod exporter;
+/// For the fuzz targets in `fuzz`, which are built with this `cfg`, and for the tests of this crate.
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod hostile;
 mod log;
 mod random;
 mod redact;

@@ -193,7 +193,7 @@ fn is_retryable(status: StatusCode) -> bool {
 }
 
 /// Seconds or a date; a date in the past is now. `None` when it is neither.
-fn parse_retry_after(value: &str, now: SystemTime) -> Option<Duration> {
+pub(crate) fn parse_retry_after(value: &str, now: SystemTime) -> Option<Duration> {
     let value = value.trim();
     if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
         // Too many digits for the type is still a number, and longer than anyone waits.

@@ -87,6 +87,10 @@ mod error;
 mod export;
 mod handle;
 mod hash;
+/// For the fuzz targets in `fuzz`, which are built with this `cfg`, and for the tests of this crate.
+#[cfg(all(any(test, fuzzing), not(target_family = "wasm")))]
+#[doc(hidden)]
+pub mod hostile;
 #[cfg(feature = "metrics")]
 mod metrics;
 mod notices;
@@ -100,6 +104,11 @@ mod sync;
 mod testing;
 #[cfg(target_family = "wasm")]
 pub mod workers;
+/// The part of it that is pure, for its tests.
+#[cfg(all(test, not(target_family = "wasm")))]
+#[path = "workers/http.rs"]
+#[allow(dead_code, unreachable_pub, reason = "the rest is of Workers only")]
+mod workers_http;
 
 #[cfg(all(
     target_family = "wasm",

@@ -118,6 +118,58 @@ async fn each_span_is_the_child_of_the_one_around_it() {
     }
 }
 
+/// Scenario: requests with trace headers that are valid, nearly valid, too long, and no such thing at all.
+/// Guarantees: each is answered, and its spans arrive under its own token; it continues the caller's trace exactly if the
+/// header names one.
+#[tokio::test]
+async fn hostile_trace_headers_cost_no_span_and_no_request() {
+    let (receiver, worker) = start().await;
+    let valid = traceparent();
+    let long = "0".repeat(4_000);
+    let many = "a=b,".repeat(500);
+    let zeros = (format!("{:032}", 0), format!("{:016}", 0));
+    let cases: [(String, &str, bool); 19] = [
+        (String::new(), "", false),
+        ("-".to_owned(), "", false),
+        ("---".to_owned(), "", false),
+        ("00".to_owned(), "", false),
+        (long.clone(), "", false),
+        ("00-".repeat(1_000), "", false),
+        ("schlüssel".to_owned(), "", false),
+        (valid.to_uppercase(), "", false),
+        (valid.replace("00-", "ff-"), "", false),
+        (valid.replace("-01", "-zz"), "", false),
+        (valid.replace("-01", "-01-more"), "", false),
+        (format!("{valid}, {valid}"), "", false),
+        (format!("00-{}-{CALLER}-01", zeros.0), "", false),
+        (format!("00-{TRACE}-{}-01", zeros.1), "", false),
+        (format!("00-{TRACE}{TRACE}-{CALLER}-01"), "", false),
+        (format!(" {valid} "), "", true),
+        (format!("cc-{TRACE}-{CALLER}-01-more"), "", true),
+        (valid.clone(), &many, true),
+        (valid.clone(), "=,,==,é=é", true),
+    ];
+    let count = cases.len() as u64;
+    for (n, (traceparent, tracestate, continues)) in cases.into_iter().enumerate() {
+        receiver.clear();
+        let token = format!("token-of-hostile-{n}");
+        let headers = [
+            ("x-telemetry-token", token.as_str()),
+            ("traceparent", &traceparent),
+            ("tracestate", tracestate),
+        ];
+        let response = worker.request(Method::GET, "/work?spans=1", &headers).await;
+        assert_eq!(response.status, 200, "{traceparent:?}");
+        let spans = receiver.wait_for_spans(2, PATIENCE).await;
+        let (root, child) = (named(&spans, "GET"), named(&spans, "child 0"));
+        assert_eq!((&root.token, &child.token), (&token, &token));
+        assert_eq!(child.trace_id, root.trace_id);
+        assert_eq!(root.trace_id == TRACE, continues, "{traceparent:?}");
+    }
+    let stats = worker.settled().await;
+    assert_eq!(stats["exported"], 2 * count);
+}
+
 /// Scenario: a handler in a continued trace calls another server, inside a span.
 /// Guarantees: the call carries the trace and the id of that span.
 #[tokio::test]

@@ -6,6 +6,7 @@
 
 mod command;
 mod compare;
+mod fuzz;
 mod model;
 mod steps;
 mod wasm;
@@ -22,6 +23,10 @@ usage: cargo xtask <command>
   test <step>...   only these steps
   steps            the names of the steps
   model [n]        the model test with n sequences a platform, a million if not said
+  fuzz [seconds] [target]...
+                   searches for input that breaks a property, in each target for 60 seconds
+  fuzz keep [target]...
+                   keeps the few inputs that reach most of what was seen
   bench            the benchmarks, for people
   bench --json     the benchmarks, as one JSON object on the last line
   compare [--json] [--check] [<scenario>...]
@@ -38,6 +43,7 @@ fn main() -> ExitCode {
             Ok(())
         }
         ["model", options @ ..] => model::model(options),
+        ["fuzz", arguments @ ..] => fuzz::fuzz(arguments),
         ["bench", options @ ..] => steps::bench(options),
         ["compare", arguments @ ..] => compare::compare(arguments),
         _ => Err(USAGE.to_owned()),

@@ -171,7 +171,7 @@ fn wasm_bindgen_version() -> Result<String, String> {
 }
 
 /// The program in this version: ours, or one on the `PATH`, or a new one.
-fn tool(package: &str, program: &str, version: &str) -> Result<PathBuf, String> {
+pub(crate) fn tool(package: &str, program: &str, version: &str) -> Result<PathBuf, String> {
     let tools = root().join("target/tools");
     let ours = tools.join("bin").join(program);
     for known in [ours.clone(), PathBuf::from(program)] {
@@ -211,7 +211,7 @@ fn install_packages() -> Outcome {
     run(npm).map_err(|error| format!("{error}. Node.js 20 or later and its npm are needed"))
 }
 
-fn modified(file: &Path) -> Option<SystemTime> {
+pub(crate) fn modified(file: &Path) -> Option<SystemTime> {
     fs::metadata(file).ok()?.modified().ok()
 }
 

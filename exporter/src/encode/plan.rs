@@ -158,17 +158,6 @@ impl<'a> Plan<'a> {
         out.into_bytes()
     }
 
-    /// The spans of `range`, each with the scope under which it is written.
-    #[cfg(test)]
-    pub(super) fn members(&self, range: Range<usize>) -> Vec<SpanData> {
-        let members = self.spans[range].iter();
-        let member = |measured: &MeasuredSpan<'_>| SpanData {
-            instrumentation_scope: self.scopes[measured.scope].scope.clone(),
-            ..measured.span.clone()
-        };
-        members.map(member).collect()
-    }
-
     fn request_len(&self, range: Range<usize>) -> usize {
         field_len(self.resource_spans_len(range))
     }

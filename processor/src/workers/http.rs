@@ -13,6 +13,7 @@ pub trait IncomingRequest {
     fn header(&self, name: &str) -> Option<String>;
 }
 
+#[cfg(target_family = "wasm")]
 impl IncomingRequest for worker::Request {
     fn method(&self) -> String {
         // `worker::Method` knows some, and turns all others into `GET`.
@@ -50,6 +51,7 @@ pub trait OutgoingResponse {
     fn status(&self) -> u16;
 }
 
+#[cfg(target_family = "wasm")]
 impl OutgoingResponse for worker::Response {
     fn status(&self) -> u16 {
         self.status_code()
@@ -120,4 +122,75 @@ fn redacted(query: &str) -> String {
         None => "REDACTED".to_owned(),
     };
     query.split('&').map(redact).collect::<Vec<_>>().join("&")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// In each place where a secret may be.
+    const SECRET: &str = "S3CRET";
+
+    struct Incoming {
+        method: String,
+        url: String,
+        agent: String,
+    }
+
+    impl IncomingRequest for Incoming {
+        fn method(&self) -> String {
+            self.method.clone()
+        }
+
+        fn url(&self) -> String {
+            self.url.clone()
+        }
+
+        fn header(&self, name: &str) -> Option<String> {
+            (name == "user-agent").then(|| self.agent.clone())
+        }
+    }
+
+    fn url() -> impl Strategy<Value = String> {
+        let around = "[a-z0-9%=;+.~\\[\\]{}|^ -]{0,5}";
+        let part = prop_oneof![
+            Just(String::new()),
+            around.prop_map(|around| format!("a={around}{SECRET}{around}")),
+            around.prop_map(|around| format!("a={SECRET}=b{around}")),
+            Just(SECRET.to_owned()),
+            "[a-z]{1,3}=[a-z]{0,3}",
+        ];
+        let query = proptest::collection::vec(part, 0..4).prop_map(|parts| parts.join("&"));
+        let user = prop_oneof![Just(String::new()), Just(format!("user:{SECRET}@"))];
+        let usual = (user, "[a-z.]{1,6}(:[0-9]{1,5})?(/[a-z%]{0,4}){0,2}", query)
+            .prop_map(|(user, rest, query)| format!("https://{user}{rest}?{query}#{SECRET}"));
+        prop_oneof![4 => usual, 1 => any::<String>().prop_map(|text| text.replace(SECRET, ""))]
+    }
+
+    proptest! {
+        /// Scenario: requests with any method, any user agent, and URLs with secrets as user info, in queries and as
+        /// fragments, or URLs that are none.
+        /// Guarantees: the name of the span and the method are among a few, and no attribute shows a secret.
+        #[test]
+        fn secret_in_the_url_of_a_request_is_in_no_attribute(
+            url in url(),
+            method in prop_oneof!["[A-Z]{1,7}", "GET|POST|get", any::<String>()],
+            agent in any::<String>(),
+        ) {
+            let agent = agent.replace(SECRET, "");
+            let request = Incoming { method: method.clone(), url, agent };
+            let name = span_name(&method);
+            prop_assert!(name == "HTTP" || METHODS.contains(&name));
+            for attribute in attributes(&request) {
+                let (key, value) = (attribute.key.as_str(), attribute.value.to_string());
+                if key != "http.request.method_original" {
+                    prop_assert!(!value.contains(SECRET), "{}: {}", key, value);
+                }
+                if key == "http.request.method" {
+                    prop_assert!(value == "_OTHER" || METHODS.contains(&value.as_str()));
+                }
+            }
+        }
+    }
 }

@@ -1,0 +1,5 @@
+#![no_main]
+
+use opentelemetry_otlp_direct::hostile::retry_after::property;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| property(data));
