@@ -6,6 +6,7 @@ use crate::config::Endpoint;
 use crate::credentials::ExportToken;
 use crate::error::{ExportError, TransportError, refuses_credentials};
 use crate::random;
+use crate::redact;
 use crate::retry::{self, Decision, Outcome, Progress, RetryPolicy};
 use futures_util::future::{Either, select};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
@@ -13,6 +14,7 @@ use opentelemetry::Context;
 use opentelemetry::otel_debug;
 use opentelemetry::trace::FutureExt as _;
 use opentelemetry_http::{Bytes, HttpClient, HttpError, ResponseBodyTooLarge};
+use std::borrow::Cow;
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::pin::pin;
@@ -60,6 +62,10 @@ pub(crate) struct Budget {
     started: Duration,
     waited_for_collector: Duration,
 }
+
+/// The header values of a request that nobody may see. Its response remembers them, because it may repeat them.
+#[derive(Clone)]
+struct Secrets(Vec<HeaderValue>);
 
 /// What came of one attempt.
 #[derive(Debug)]
@@ -157,6 +163,7 @@ impl Delivery {
         time: Option<Duration>,
     ) -> Sent {
         let request = self.request(body, authorization);
+        let secrets = Secrets::of(request.headers());
         // The call itself is inside as well: a client may read the context before its future is polled.
         let send = async { self.client.send_bytes(request).await }
             .with_context(cx.with_telemetry_suppressed());
@@ -168,7 +175,10 @@ impl Delivery {
             },
         };
         match result {
-            Ok(response) => Sent::Answered(response),
+            Ok(mut response) => {
+                response.extensions_mut().insert(secrets);
+                Sent::Answered(response)
+            }
             Err(error) => Sent::Failed(error),
         }
     }
@@ -256,15 +266,38 @@ impl fmt::Debug for Delivery {
     }
 }
 
-/// A body may repeat a credential, so it is for debugging only.
+/// For debugging only: who knows what is in it.
 pub(crate) fn log_body(response: &Response<Bytes>) {
-    const SHOWN_BYTES: usize = 1024;
-    let shown = &response.body()[..response.body().len().min(SHOWN_BYTES)];
     otel_debug!(
         name: "DirectExporter.ResponseBody",
         status = response.status().as_u16(),
-        body = String::from_utf8_lossy(shown).as_ref()
+        body = shown(response, response.body()).as_ref()
     );
+}
+
+/// The start of a text that came with this response, unless it repeats a credential that the request was sent with.
+pub(crate) fn shown<'a>(response: &Response<Bytes>, text: &'a [u8]) -> Cow<'a, str> {
+    const SHOWN_BYTES: usize = 1024;
+    let text = &text[..text.len().min(SHOWN_BYTES)];
+    let secrets = response.extensions().get::<Secrets>();
+    match secrets.is_some_and(|secrets| secrets.are_repeated_in(text)) {
+        true => Cow::Borrowed("(withheld: it repeats a credential)"),
+        false => String::from_utf8_lossy(text),
+    }
+}
+
+// ===== impl Secrets =====
+
+impl Secrets {
+    fn of(headers: &HeaderMap) -> Self {
+        let sensitive = headers.values().filter(|value| value.is_sensitive());
+        Self(sensitive.cloned().collect())
+    }
+
+    fn are_repeated_in(&self, text: &[u8]) -> bool {
+        let repeats = |secret: &HeaderValue| redact::repeats(text, secret.as_bytes());
+        self.0.iter().any(repeats)
+    }
 }
 
 // ===== impl Sent =====

@@ -1,7 +1,7 @@
 //! The SDK's trait: a batch becomes requests, their answers become one result.
 
 use crate::config::{Compression, DirectExporterBuilder};
-use crate::delivery::{Body, Budget, Delivery, MAX_RESPONSE_BYTES, log_body};
+use crate::delivery::{Body, Budget, Delivery, MAX_RESPONSE_BYTES, log_body, shown};
 use crate::encode::{EncodedResource, Plan};
 use crate::error::{CheckError, ExportError, describe, to_sdk};
 use crate::log::{log_failure, log_warning};
@@ -309,11 +309,10 @@ impl Shared {
         let rejected = usize::try_from(partial.rejected_spans).unwrap_or(0);
         let rejected = rejected.min(spans);
         if !partial.error_message.is_empty() {
-            // It may repeat a credential, so it is for debugging only.
             otel_debug!(
                 name: "DirectExporter.CollectorMessage",
                 rejected = rejected,
-                message = partial.error_message.as_str()
+                message = shown(response, partial.error_message.as_bytes()).as_ref()
             );
         }
         if rejected == 0 && !partial.error_message.is_empty() {

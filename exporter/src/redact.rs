@@ -58,6 +58,16 @@ fn is_scheme(text: &str) -> bool {
         .all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
 }
 
+/// Whether `text` has a part of `secret` in it that tells something: so many bytes in a row, or all of a shorter one.
+pub(crate) fn repeats(text: &[u8], secret: &[u8]) -> bool {
+    const TELLING: usize = 8;
+    let least = secret.len().min(TELLING);
+    least > 0
+        && secret
+            .windows(least)
+            .any(|part| text.windows(least).any(|seen| seen == part))
+}
+
 fn ends_url(c: char) -> bool {
     c.is_whitespace() || matches!(c, '"' | '<' | '>' | '`')
 }
@@ -82,6 +92,25 @@ fn without_secrets(url: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Scenario: texts with a secret, with a part of it, and without.
+    /// Guarantees: a part of eight bytes is enough, and of a shorter secret all of it is needed.
+    #[test]
+    fn part_of_a_secret_is_found() {
+        let cases = [
+            ("bad token: Bearer abcdefghij", "Bearer abcdefghij", true),
+            ("ends in cdefghij", "Bearer abcdefghij", true),
+            ("ends in efghij", "Bearer abcdefghij", false),
+            ("nothing of it", "Bearer abcdefghij", false),
+            ("key abc!", "abc", true),
+            ("key ab", "abc", false),
+            ("", "abc", false),
+            ("text", "", false),
+        ];
+        for (text, secret, found) in cases {
+            assert_eq!(repeats(text.as_bytes(), secret.as_bytes()), found, "{text}");
+        }
+    }
 
     /// Scenario: texts with URLs as HTTP clients put them into errors.
     /// Guarantees: scheme, host, port and path stay; user info, query and fragment go.
