@@ -267,3 +267,51 @@ fn two_live_roots_with_the_same_ids_keep_the_account_balanced() {
     let stats = world.stats();
     assert_eq!((stats.ended, stats.exported, stats.pending()), (3, 3, 0));
 }
+
+/// Scenario: an id generator of the user's repeats itself: a span whose parent nobody knows, and later one that is over the
+/// limit of its trace, has the id of a span of a live request.
+/// Guarantees: neither leaves under that request's context, although its id is among the request's.
+#[test]
+fn span_of_nobody_does_not_leave_under_the_context_of_a_live_span_of_the_same_id() {
+    #[derive(Debug)]
+    struct Repeated;
+    impl opentelemetry_sdk::trace::IdGenerator for Repeated {
+        fn new_trace_id(&self) -> TraceId {
+            TraceId::from(7)
+        }
+        fn new_span_id(&self) -> SpanId {
+            SpanId::from(7)
+        }
+    }
+    for max_spans in [0, 1] {
+        let exporter = crate::support::Recorder::new();
+        let processor =
+            opentelemetry_per_request::PerRequestSpanProcessor::builder(exporter.clone())
+                .with_config(Config::default().with_max_spans_per_trace(max_spans))
+                .with_fallback_context(crate::support::tenant(FALLBACK.0))
+                .build()
+                .unwrap();
+        let telemetry = processor.handle();
+        let provider = opentelemetry_sdk::trace::SdkTracerProvider::builder()
+            .with_id_generator(Repeated)
+            .with_span_processor(processor)
+            .build();
+        let world = World {
+            tracer: opentelemetry::trace::TracerProvider::tracer(&provider, "repeated"),
+            provider,
+            telemetry,
+            exporter,
+        };
+        let live = world.start("live", &crate::support::tenant(1));
+        let orphan = start_orphan(&world, "orphan", TraceId::from(7));
+        world.end(&orphan);
+        world.end(&live);
+        // Where there is a limit it may be counted as over it.
+        let _ = world.flush();
+        for (span, tenant) in world.exporter.spans() {
+            assert_eq!(tenant, Some(FALLBACK), "{span:?}");
+        }
+        let stats = world.stats();
+        assert_eq!((stats.ended, stats.traces, stats.pending()), (2, 0, 0));
+    }
+}
