@@ -8,6 +8,7 @@ mod command;
 mod compare;
 mod fuzz;
 mod model;
+mod soak;
 mod steps;
 mod wasm;
 mod workers;
@@ -31,7 +32,10 @@ usage: cargo xtask <command>
   bench --json     the benchmarks, as one JSON object on the last line
   compare [--json] [--check] [<scenario>...]
                    the SDK's processors and ours in the same scenarios, as tables or as JSON;
-                   --check: ours only, and quicker";
+                   --check: ours only, and quicker
+  soak             memory, live state and the account under long load, in release
+  soak --minutes <n> [scenario]...
+                   the same for this long, or only these scenarios";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -46,6 +50,7 @@ fn main() -> ExitCode {
         ["fuzz", arguments @ ..] => fuzz::fuzz(arguments),
         ["bench", options @ ..] => steps::bench(options),
         ["compare", arguments @ ..] => compare::compare(arguments),
+        ["soak", arguments @ ..] => soak::soak(arguments),
         _ => Err(USAGE.to_owned()),
     };
     match result {

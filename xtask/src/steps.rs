@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use crate::command::{Outcome, cargo, output, run};
 use crate::compare::compare;
+use crate::soak;
 use crate::workers::workers;
 
 /// The crates that are published, with the features that must each compile alone.
@@ -68,6 +69,10 @@ const STEPS: &[Step] = &[
     Step {
         name: "compare",
         run: || compare(&["--check"]),
+    },
+    Step {
+        name: "soak",
+        run: soak::step,
     },
     Step {
         name: "workers",

@@ -1,0 +1,168 @@
+//! Real parts under load: a provider with `PerRequestSpanProcessor` over `DirectExporter`, and a receiver on loopback.
+
+use std::io;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use futures_executor::block_on;
+use opentelemetry::trace::TracerProvider as _;
+use opentelemetry_otlp_direct::{DirectExporter, ExporterHandle, RetryPolicy};
+use opentelemetry_per_request::{Config, FlushError, Handle, PerRequestSpanProcessor, Stats};
+use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
+
+use crate::collector::Collector;
+use crate::load::Load;
+use crate::measure;
+use crate::receiver::{Mode, Tally};
+
+pub(crate) const MAX_TRACES: u64 = 1_000;
+pub(crate) const MAX_PENDING: u64 = 4_096;
+pub(crate) const MAX_EXPORTS: u64 = 20;
+
+/// What an export may take, retries included. A collector that hangs for a second is not the end of a batch.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long anything may take that should be over soon. Only something that hangs takes so long.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct World {
+    pub(crate) collector: Collector,
+    pub(crate) exporter: ExporterHandle,
+    pub(crate) telemetry: Handle,
+    pub(crate) load: Load,
+    provider: SdkTracerProvider,
+}
+
+/// How things stand when everything that was under way is over.
+#[derive(Clone, Debug)]
+pub(crate) struct Drained {
+    pub(crate) at: Instant,
+    pub(crate) stats: Stats,
+    pub(crate) tally: Tally,
+    pub(crate) live_bytes: i64,
+    pub(crate) resident_bytes: i64,
+}
+
+impl World {
+    pub(crate) fn new() -> io::Result<Self> {
+        let collector = Collector::start()?;
+        let retry = RetryPolicy::default()
+            .with_max_attempts(20)
+            .with_backoff(Duration::from_millis(50), Duration::from_millis(400));
+        let exporter = DirectExporter::builder()
+            .with_env_lookup(|_| None)
+            .with_endpoint(collector.endpoint())
+            .with_timeout(TIMEOUT)
+            .with_retry_policy(retry)
+            .build()
+            .map_err(io::Error::other)?;
+        let handle = exporter.handle();
+        let config = Config::default()
+            .with_max_traces(MAX_TRACES as usize)
+            .with_max_pending_spans(MAX_PENDING as usize)
+            .with_max_concurrent_exports(MAX_EXPORTS as usize);
+        let processor = PerRequestSpanProcessor::builder(exporter)
+            .with_config(config)
+            .build()
+            .map_err(io::Error::other)?;
+        let telemetry = processor.handle();
+        let provider = SdkTracerProvider::builder()
+            .with_sampler(Sampler::AlwaysOn)
+            .with_span_processor(processor)
+            .build();
+        let load = Load::new(provider.tracer("soak"));
+        Ok(Self {
+            collector,
+            exporter: handle,
+            telemetry,
+            load,
+            provider,
+        })
+    }
+
+    /// Has every table and queue grow as far as it can, so that none does so by chance later: as many batches wait as spans
+    /// may be pending.
+    pub(crate) fn fill(&mut self) -> io::Result<Drained> {
+        self.collector.be(Mode::Hang)?;
+        self.load.burst(2 * MAX_PENDING, 1);
+        self.collector.be(Mode::Answer)?;
+        self.drain()
+    }
+
+    /// Waits for what was under way. What was lost is in the account, and no error here.
+    pub(crate) fn flush(&self) -> io::Result<()> {
+        match block_on(self.telemetry.flush_with_timeout(PATIENCE)) {
+            Ok(()) | Err(FlushError::Lost { .. }) => Ok(()),
+            Err(error) => Err(io::Error::other(error)),
+        }
+    }
+
+    /// Waits until nothing is left of the traffic: not a span, a trace, a context or a connection.
+    pub(crate) fn drain(&mut self) -> io::Result<Drained> {
+        self.flush()?;
+        let telemetry = self.telemetry.clone();
+        wait_until("no trace and no span", || {
+            let stats = telemetry.stats();
+            Ok(stats.traces == 0 && stats.pending() == 0)
+        })?;
+        wait_until("no context of a request", || Ok(self.load.contexts() == 0))?;
+        self.hush()?;
+        // The pool of connections forgets those that are closed when it looks for one, so have it look.
+        self.load.request(1);
+        self.flush()?;
+        self.hush()?;
+        Ok(Drained {
+            at: Instant::now(),
+            stats: self.telemetry.stats(),
+            tally: self.collector.tally()?,
+            live_bytes: settled_bytes(),
+            resident_bytes: measure::resident_bytes(),
+        })
+    }
+
+    fn hush(&mut self) -> io::Result<()> {
+        self.collector.hush()?;
+        wait_until("no connection", || {
+            Ok(self.collector.tally()?.connections == 0)
+        })
+    }
+
+    /// Ends it all, and waits for its threads.
+    pub(crate) fn end(self) -> io::Result<()> {
+        // A shutdown reports the losses of the last round, which are in the account.
+        let _ = self.provider.shutdown_with_timeout(PATIENCE);
+        drop(self);
+        wait_until("no thread of the processor", || {
+            Ok(measure::processor_threads() == 0)
+        })
+    }
+}
+
+/// The bytes on the heap once they no longer change: threads and connections that end take a moment for it.
+pub(crate) fn settled_bytes() -> i64 {
+    let (mut least, mut unchanged) = (measure::live_bytes(), 0);
+    while unchanged < 20 {
+        thread::sleep(Duration::from_millis(5));
+        let now = measure::live_bytes();
+        unchanged = if now < least { 0 } else { unchanged + 1 };
+        least = least.min(now);
+    }
+    least
+}
+
+pub(crate) fn wait_until(
+    what: &str,
+    mut condition: impl FnMut() -> io::Result<bool>,
+) -> io::Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition()? {
+        if Instant::now() > deadline {
+            let message = format!("not within {PATIENCE:?}: {what}");
+            return Err(io::Error::new(io::ErrorKind::TimedOut, message));
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+    Ok(())
+}
