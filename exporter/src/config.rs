@@ -376,7 +376,7 @@ impl Endpoint {
     }
 
     /// In a Worker there is no local collector to assume.
-    fn by_default() -> Result<Self, ConfigError> {
+    pub(crate) fn by_default() -> Result<Self, ConfigError> {
         if cfg!(target_family = "wasm") {
             return Err(ConfigError::NoEndpoint);
         }

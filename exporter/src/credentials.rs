@@ -3,8 +3,10 @@
 use http::HeaderValue;
 use opentelemetry::Context;
 use std::fmt;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError};
 use thiserror::Error;
+
+use crate::sync::RwLock;
 
 /// The credential under which the spans of one request are exported.
 ///

@@ -8,6 +8,7 @@ use crate::error::{ExportError, TransportError, refuses_credentials};
 use crate::random;
 use crate::redact;
 use crate::retry::{self, Decision, Outcome, Progress, RetryPolicy};
+use crate::sync::{Mutex, MutexGuard};
 use futures_util::future::{Either, select};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
 use opentelemetry::Context;
@@ -18,7 +19,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::pin::pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 /// Built-in clients stop reading here; what other clients return is not looked at beyond it.

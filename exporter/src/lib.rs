@@ -116,10 +116,13 @@ mod exporter;
 #[doc(hidden)]
 pub mod hostile;
 mod log;
+#[cfg(all(test, races = "loom"))]
+mod races;
 mod random;
 mod redact;
 mod retry;
 mod stats;
+mod sync;
 mod telemetry;
 
 #[cfg(target_family = "wasm")]

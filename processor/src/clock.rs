@@ -1,6 +1,8 @@
 //! Moments in time. `std`'s `Instant` cannot tell the time in a Worker: it panics.
 
-#[cfg(not(target_family = "wasm"))]
+#[cfg(races)]
+pub(crate) use crate::sync::races::clock::Instant;
+#[cfg(not(any(races, target_family = "wasm")))]
 pub(crate) use std::time::Instant;
 
 #[cfg(target_family = "wasm")]

@@ -1,15 +1,30 @@
-//! The one way in for synchronization, so that the rest of the crate does not care where a lock comes from.
+//! The one way in for synchronization and threads, so that the rest of the crate does not care where they come from: from the
+//! standard library, or in the race models from a checker of interleavings (`sync_races.rs`).
 //!
 //! A panic in somebody's exporter or callback must never turn into a second panic in the host (R14), so a poisoned
 //! lock is taken as it is. That is sound here: nothing that can panic runs while one of our locks is held (R3).
 
-#[cfg(not(target_family = "wasm"))]
-pub(crate) use std::sync::atomic::AtomicBool;
-pub(crate) use std::sync::{Arc, MutexGuard};
+// Each checker uses a part of it.
+#[cfg(races)]
+#[allow(dead_code)]
+#[path = "sync_races.rs"]
+pub(crate) mod races;
+
+#[cfg(races)]
+use races as platform;
+#[cfg(not(races))]
+use std as platform;
+
+pub(crate) use platform::sync::{Arc, MutexGuard};
 #[cfg(any(feature = "metrics", not(target_family = "wasm")))]
-pub(crate) use std::sync::{
+pub(crate) use platform::sync::{
     Weak,
     atomic::{AtomicU64, Ordering},
+};
+#[cfg(not(target_family = "wasm"))]
+pub(crate) use platform::{
+    sync::{atomic::AtomicBool, mpsc},
+    thread, thread_local,
 };
 
 use std::sync::PoisonError;
@@ -20,11 +35,11 @@ use std::time::Duration;
 
 /// A mutex that ignores poison.
 #[derive(Debug, Default)]
-pub(crate) struct Mutex<T>(std::sync::Mutex<T>);
+pub(crate) struct Mutex<T>(platform::sync::Mutex<T>);
 
 impl<T> Mutex<T> {
     pub(crate) fn new(value: T) -> Self {
-        Self(std::sync::Mutex::new(value))
+        Self(platform::sync::Mutex::new(value))
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
@@ -45,7 +60,7 @@ impl<T> Mutex<T> {
 /// A condition variable that ignores poison.
 #[cfg(not(target_family = "wasm"))]
 #[derive(Debug, Default)]
-pub(crate) struct Condvar(std::sync::Condvar);
+pub(crate) struct Condvar(platform::sync::Condvar);
 
 #[cfg(not(target_family = "wasm"))]
 impl Condvar {

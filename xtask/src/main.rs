@@ -8,6 +8,7 @@ mod command;
 mod compare;
 mod fuzz;
 mod model;
+mod races;
 mod soak;
 mod steps;
 mod wasm;
@@ -20,7 +21,7 @@ usage: cargo xtask <command>
 
   test             everything that must hold: format, lints, docs, each feature alone,
                    unit, property, integration and doc tests, examples, packages, the demo,
-                   the comparison's promises, Workers in workerd
+                   the comparison's promises, soak, race models, Workers in workerd
   test <step>...   only these steps
   steps            the names of the steps
   model [n]        the model test with n sequences a platform, a million if not said
@@ -28,6 +29,8 @@ usage: cargo xtask <command>
                    searches for input that breaks a property, in each target for 60 seconds
   fuzz keep [target]...
                    keeps the few inputs that reach most of what was seen
+  races            the race models, under loom and shuttle
+  races <name>...  only those with one of these in their name
   bench            the benchmarks, for people
   bench --json     the benchmarks, as one JSON object on the last line
   compare [--json] [--check] [<scenario>...]
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
         }
         ["model", options @ ..] => model::model(options),
         ["fuzz", arguments @ ..] => fuzz::fuzz(arguments),
+        ["races", only @ ..] => races::races(only),
         ["bench", options @ ..] => steps::bench(options),
         ["compare", arguments @ ..] => compare::compare(arguments),
         ["soak", arguments @ ..] => soak::soak(arguments),

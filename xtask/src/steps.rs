@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use crate::command::{Outcome, cargo, output, run};
 use crate::compare::compare;
+use crate::races::races;
 use crate::soak;
 use crate::workers::workers;
 
@@ -73,6 +74,10 @@ const STEPS: &[Step] = &[
     Step {
         name: "soak",
         run: soak::step,
+    },
+    Step {
+        name: "races",
+        run: || races(&[]),
     },
     Step {
         name: "workers",

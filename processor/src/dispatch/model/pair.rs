@@ -1,7 +1,7 @@
 //! The dispatch and its reference, side by side: each action is done to both, and then both are asked.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use opentelemetry::trace::{SpanId, TraceFlags, TraceId};
 use opentelemetry::{Context, Value};
@@ -11,6 +11,7 @@ use super::super::{Batch, DropReason, Flush, LATE_ATTRIBUTE, Losses, Origin, Out
 use super::action::{ALL, Action, Id, Parent, Wanted};
 use super::reference::{Owner, Place, Reference, Serial};
 use super::{Check, MAX_BATCH_SIZE, MAX_CONCURRENT, MAX_EXPORTS, MAX_PENDING, Platform};
+use crate::clock::Instant;
 use crate::config::FlushTrigger;
 use crate::dispatch::Dispatch;
 use crate::request::{RequestId, Schedule};

@@ -1,13 +1,13 @@
 //! The driver: it takes what is due, watches all deadlines, and calls for workers.
 
 use std::panic::catch_unwind;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::{Shared, State, give};
 use super::{Summons, spawn};
+use crate::clock::Instant;
 use crate::notices::{Example, Kind, Notice};
-use crate::sync::Arc;
+use crate::sync::{Arc, thread};
 
 /// The driver's period while there is work.
 const TICK: Duration = Duration::from_millis(1);
@@ -26,7 +26,7 @@ pub(crate) fn spawn_driver(shared: &Arc<Shared>) -> std::io::Result<()> {
     spawn("otel-per-request", move || drive(&shared))
 }
 
-fn drive(shared: &Arc<Shared>) {
+pub(super) fn drive(shared: &Arc<Shared>) {
     let mut streak = 0;
     loop {
         match shared.tick() {

@@ -8,6 +8,10 @@
 
 mod driver;
 mod pool;
+#[cfg(all(test, races))]
+// Each checker uses a part of it.
+#[allow(dead_code)]
+mod races;
 mod tokio_runtime;
 mod wait;
 mod worker;
@@ -15,7 +19,6 @@ mod worker;
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::thread;
 use std::time::Duration;
 
 use opentelemetry::Context;
@@ -28,11 +31,12 @@ use crate::config::Config;
 use crate::dispatch::{Dispatch, Losses, Report, Scope};
 use crate::error::{ConfigError, FlushError};
 use crate::export::{AnyExporter, Retired};
+use crate::hash::IdHash;
 use crate::notices::{Example, Kind};
 use crate::request::RequestId;
 use crate::runtime::drop_quietly;
 use crate::stats::Stats;
-use crate::sync::{Arc, AtomicU64, Condvar, Mutex, MutexGuard, Ordering};
+use crate::sync::{Arc, AtomicU64, Condvar, Mutex, MutexGuard, Ordering, thread};
 
 use pool::{Pool, Summons};
 pub(crate) use tokio_runtime::OwnRuntime;
@@ -63,7 +67,7 @@ pub(crate) struct State {
     pool: Pool,
     /// Exporter calls that are not exports, for the next free thread.
     jobs: VecDeque<Job>,
-    waiters: HashMap<u64, Waiter>,
+    waiters: HashMap<u64, Waiter, IdHash>,
     /// Whether the exporter's `shutdown` has been scheduled.
     finalized: bool,
     /// Whether the exporter's `shutdown` has been called.
@@ -132,12 +136,26 @@ impl Shared {
         runtime: OwnRuntime,
         independent: bool,
     ) -> Result<Arc<Self>, ConfigError> {
-        let shared = Arc::new(Self {
+        let dispatch = Dispatch::new(config, fallback, mark_late);
+        let shared = Self::new(config, dispatch, exporter, runtime, independent);
+        driver::spawn_driver(&shared).map_err(ConfigError::Thread)?;
+        Ok(shared)
+    }
+
+    /// Without a driver yet.
+    fn new(
+        config: &Config,
+        dispatch: Dispatch,
+        exporter: Arc<dyn AnyExporter>,
+        runtime: OwnRuntime,
+        independent: bool,
+    ) -> Arc<Self> {
+        Arc::new(Self {
             state: Mutex::new(State {
-                dispatch: Dispatch::new(config, fallback, mark_late),
+                dispatch,
                 pool: Pool::new(config.max_concurrent_exports()),
                 jobs: VecDeque::new(),
-                waiters: HashMap::new(),
+                waiters: HashMap::default(),
                 finalized: false,
                 shut_down: false,
                 speaking: false,
@@ -149,9 +167,7 @@ impl Shared {
             runtime,
             independent,
             progress: AtomicU64::new(0),
-        });
-        driver::spawn_driver(&shared).map_err(ConfigError::Thread)?;
-        Ok(shared)
+        })
     }
 
     // ----- the hot path -----

@@ -23,7 +23,7 @@ pub(crate) struct Pool {
     /// Those that were given up and wait to be dropped.
     pub(super) cancelled: VecDeque<(u64, Export)>,
     pub(super) workers: usize,
-    max_workers: usize,
+    pub(super) max_workers: usize,
     /// Workers that wait for something to do.
     pub(super) idle: usize,
     /// Counts what workers have taken on.

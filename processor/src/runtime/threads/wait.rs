@@ -8,15 +8,14 @@
 
 use std::cell::Cell;
 use std::future::Future;
-use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_channel::oneshot;
 
 use super::{Answer, Shared, Told};
+use crate::clock::Instant;
 use crate::error::{Deadlock, FlushError};
-
-use crate::sync::{Arc, AtomicBool, Ordering};
+use crate::sync::{Arc, AtomicBool, Ordering, mpsc, thread_local};
 
 /// How long a wait on a blocked runtime goes on while no export makes progress.
 const STALL: Duration = Duration::from_secs(1);
@@ -30,11 +29,11 @@ thread_local! {
 
 /// Marks this thread, for good, as one that exports run on.
 pub(crate) fn mark_own_thread() {
-    OWN_THREAD.set(true);
+    OWN_THREAD.with(|own| own.set(true));
 }
 
 fn is_own_thread() -> bool {
-    OWN_THREAD.get()
+    OWN_THREAD.with(Cell::get)
 }
 
 impl Shared {

@@ -2,13 +2,14 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::task::{Context as TaskContext, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
 
 use super::Summons;
 use super::pool::{Alarm, Running};
 use super::{Job, Shared, State, drop_quietly, give};
+use crate::clock::Instant;
 use crate::dispatch::{Batch, Garbage, Outcome};
 use crate::export::Export;
 use crate::notices::{Example, Kind};

@@ -1,0 +1,185 @@
+//! What loom tries every interleaving of. See the parent.
+
+use super::{FlushError, Manner, Model, also, check, config, driver};
+
+/// Scenario: with room for one trace, a span ends on one thread while another thread starts a request that evicts it, and
+/// then one that carries its trace id.
+/// Guarantees: it is exported once, under its own context if it ended first and under the fallback if it is late, never
+/// under another request's; and the law holds at every moment.
+#[test]
+fn span_that_ends_while_its_trace_is_evicted_leaves_once_under_a_context_it_may_have() {
+    check(|| {
+        let model = Model::undriven(&config().with_max_traces(1), Manner::AtOnce, 1);
+        model.start(1);
+        model.start_child(1, 1);
+        let evicts = also(&model, |model| {
+            model.request(2);
+            model.request(101);
+        });
+        model.end(1, 1);
+        model.end(1, 0);
+        evicts();
+        assert_eq!(model.shut_down_driving(), Ok(()));
+        let late = model.stats().late.total();
+        assert_eq!(model.collector.under_fallback(), late);
+        model.check(1);
+    });
+}
+
+/// Scenario: a request ends while the driver goes to sleep. Nobody flushes, and no time passes.
+/// Guarantees: the driver is woken, or has not gone to sleep: the request is exported.
+#[test]
+fn driver_never_sleeps_through_an_end() {
+    check(|| {
+        let model = Model::undriven(&config(), Manner::AtOnce, 1);
+        let drives = also(&model, |model| driver::drive(&model.shared));
+        model.request(1);
+        model.collector.wait_until(|ids| ids.len() == 1);
+        assert_eq!(model.shut_down(), Ok(()));
+        drives();
+        model.check(1);
+    });
+}
+
+/// Scenario: two spans of a request end on two threads while a third thread flushes.
+/// Guarantees: a flush that says Ok covers each span whose end had returned before the flush began.
+#[test]
+fn flush_covers_what_ended_before_it_and_loses_nothing_that_ends_meanwhile() {
+    check(|| {
+        let model = Model::undriven(&config(), Manner::AtOnce, 1);
+        model.start(1);
+        model.start_child(1, 1);
+        let ends = also(&model, |model| model.end(1, 1));
+        let flushes = also(&model, |model| assert_eq!(model.flush(), Ok(())));
+        ends();
+        flushes();
+        model.end(1, 0);
+        assert_eq!(model.shut_down_driving(), Ok(()));
+        model.check(1);
+    });
+}
+
+/// Scenario: the last two spans of a request end at the same moment.
+/// Guarantees: the request is released once, both leave under its context, and the context is dropped.
+#[test]
+fn last_two_ends_release_the_request_once() {
+    check(|| {
+        let model = Model::undriven(&config(), Manner::AtOnce, 1);
+        model.start(1);
+        model.start_child(1, 1);
+        let ends = also(&model, |model| model.end(1, 1));
+        model.end(1, 0);
+        ends();
+        assert_eq!(model.stats().traces, 0);
+        assert_eq!(model.shut_down_driving(), Ok(()));
+        assert_eq!(model.collector.under_fallback(), 0);
+        model.check(1);
+    });
+}
+
+/// Scenario: a child starts while the last open span of its request ends.
+/// Guarantees: it belongs to the request, which then stays open for it, or it is late; nothing in between.
+#[test]
+fn child_that_starts_while_its_request_ends_is_its_own_or_late() {
+    check(|| {
+        let model = Model::undriven(&config(), Manner::AtOnce, 1);
+        model.start(1);
+        let child = also(&model, |model| {
+            model.start_child(1, 1);
+            model.end(1, 1);
+        });
+        model.end(1, 0);
+        child();
+        assert_eq!(model.stats().traces, 0);
+        assert_eq!(model.shut_down_driving(), Ok(()));
+        let late = model.stats().late.total();
+        assert_eq!(model.collector.under_fallback(), late);
+        model.check(1);
+    });
+}
+
+/// Scenario: two requests that carry the same trace id start and end at the same moment.
+/// Guarantees: each span leaves under the context of its own request, and none is late.
+#[test]
+fn requests_of_the_same_trace_id_are_never_mixed_up() {
+    check(|| {
+        let model = Model::undriven(&config(), Manner::AtOnce, 1);
+        let other = also(&model, |model| {
+            model.start(101);
+            model.start_child(101, 1);
+            model.end(101, 0);
+            model.end(101, 1);
+        });
+        model.request(1);
+        other();
+        assert_eq!(model.shut_down_driving(), Ok(()));
+        assert_eq!(model.collector.under_fallback(), 0);
+        model.check(1);
+    });
+}
+
+/// Scenario: room for one pending span, and two end at the same moment.
+/// Guarantees: each is exported, or dropped and counted as `queue_full`; the law holds at every moment.
+#[test]
+fn two_ends_that_compete_for_the_last_room_are_both_accounted_for() {
+    check(|| {
+        let model = Model::undriven(&config().with_max_pending_spans(1), Manner::AtOnce, 1);
+        let other = also(&model, |model| model.request(1));
+        model.request(2);
+        other();
+        assert_eq!(model.stats().dropped.total(), 1);
+        let lost = FlushError::Lost {
+            failed: 0,
+            dropped: 1,
+        };
+        assert_eq!(model.shut_down_driving(), Err(lost));
+        model.check(1);
+    });
+}
+
+/// Scenario: three requests leave at once through two slots, with two workers.
+/// Guarantees: never more than two exports at once, and the slot that is free first is handed over to the third.
+#[test]
+fn slot_is_never_taken_twice_and_always_handed_over() {
+    check(|| {
+        let model = Model::undriven(&config().with_max_concurrent_exports(2), Manner::AtOnce, 2);
+        for trace in 1..=3 {
+            model.request(trace);
+        }
+        assert_eq!(model.flush(), Ok(()));
+        assert_eq!(model.shut_down_driving(), Ok(()));
+        model.check(2);
+    });
+}
+
+/// Scenario: an export is woken from another thread while a worker polls it, puts it back, or waits for work.
+/// Guarantees: it is polled again, and the flush that waits for it is answered.
+#[test]
+fn export_that_is_woken_at_any_moment_is_polled_again() {
+    check(|| {
+        let model = Model::undriven(&config(), Manner::Later, 1);
+        model.request(1);
+        assert_eq!(model.flush(), Ok(()));
+        assert_eq!(model.shut_down_driving(), Ok(()));
+        model.check(1);
+    });
+}
+
+/// Scenario: a flush begins while another thread shuts down.
+/// Guarantees: the flush covers what ended before it, or says that it came too late; the exporter is shut down once, after
+/// its last export.
+#[test]
+fn flush_against_shutdown_is_true_or_too_late() {
+    check(|| {
+        let model = Model::undriven(&config(), Manner::AtOnce, 1);
+        model.request(1);
+        let flushes = also(&model, |model| {
+            let flushed = model.flush();
+            let possible = [Ok(()), Err(FlushError::AlreadyShutdown)];
+            assert!(possible.contains(&flushed), "{flushed:?}");
+        });
+        assert_eq!(model.shut_down_driving(), Ok(()));
+        flushes();
+        model.check(1);
+    });
+}

@@ -1,0 +1,47 @@
+//! The race models: the unit tests named `races`, under the checkers of interleavings that they are written for.
+//!
+//! Each checker is a build of its own, in a target folder of its own: the locks of the crates come from the checker then,
+//! and nothing else can use such a build.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::command::{Outcome, run};
+
+/// A checker, and the crates that have models for it.
+const CHECKERS: [(&str, &[&str]); 2] = [
+    (
+        "loom",
+        &["opentelemetry-per-request", "opentelemetry-otlp-direct"],
+    ),
+    ("shuttle", &["opentelemetry-per-request"]),
+];
+
+/// Runs the models with one of these in their name, or all.
+pub(crate) fn races(only: &[&str]) -> Outcome {
+    let only = match only {
+        [] => &["races::"],
+        only => only,
+    };
+    for (checker, packages) in CHECKERS {
+        let mut command = Command::new(env!("CARGO"));
+        command.args(["test", "--lib", "--no-default-features"]);
+        for package in packages {
+            command.args(["--package", package]);
+        }
+        // Other unit tests cannot run here: outside of a model a checker's locks panic.
+        command
+            .args(["--", "--skip", "tests::", "--skip", "model::"])
+            .args(only);
+        let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/races");
+        command
+            .env("CARGO_TARGET_DIR", target)
+            .env("CARGO_PROFILE_DEV_OPT_LEVEL", "1")
+            .env(
+                "RUSTFLAGS",
+                format!("--cfg races --cfg races=\"{checker}\""),
+            );
+        run(command)?;
+    }
+    Ok(())
+}
