@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::command::{Outcome, run};
-use crate::workers::{modified, tool};
+use crate::tools::{modified, root, tool};
 
 const CARGO_FUZZ_VERSION: &str = "0.13.1";
 
@@ -23,7 +23,7 @@ const KEPT: usize = 20;
 /// `[seconds] [target]...`, or `keep [target]...`.
 pub(crate) fn fuzz(arguments: &[&str]) -> Outcome {
     let fuzz = Fuzz {
-        program: tool("cargo-fuzz", "cargo-fuzz", CARGO_FUZZ_VERSION)?,
+        program: tool("cargo-fuzz", "cargo-fuzz", CARGO_FUZZ_VERSION, &[])?,
     };
     if let ["keep", only @ ..] = arguments {
         return chosen(only)?.iter().try_for_each(|name| fuzz.keep(name));
@@ -48,6 +48,24 @@ pub(crate) fn fuzz(arguments: &[&str]) -> Outcome {
             broken.join("\n")
         )),
     }
+}
+
+/// Lints what the targets use of the crates. The targets themselves are only looked at, since libFuzzer takes a while to build.
+pub(crate) fn lint() -> Outcome {
+    let mut format = Command::new(env!("CARGO"));
+    format
+        .args(["fmt", "--check"])
+        .current_dir(root().join("fuzz"));
+    run(format)?;
+    let mut clippy = Command::new(env!("CARGO"));
+    clippy
+        .args(["clippy", "--quiet"])
+        .args(["--package", "opentelemetry-per-request"])
+        .args(["--package", "opentelemetry-otlp-direct"])
+        .args(["--", "-D", "warnings"])
+        .env("RUSTFLAGS", "--cfg fuzzing")
+        .env("CARGO_TARGET_DIR", root().join("target/fuzzing"));
+    run(clippy)
 }
 
 /// The targets of these names, or all.
@@ -144,10 +162,4 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>, String> {
     Ok(entries
         .filter_map(|entry| Some(entry.ok()?.path()))
         .collect())
-}
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .map_or_else(PathBuf::new, Path::to_path_buf)
 }

@@ -6,11 +6,16 @@
 
 mod command;
 mod compare;
+mod deny;
+mod documents;
 mod fuzz;
+mod miri;
 mod model;
 mod races;
+mod semver;
 mod soak;
 mod steps;
+mod tools;
 mod wasm;
 mod workers;
 
@@ -20,8 +25,8 @@ const USAGE: &str = "\
 usage: cargo xtask <command>
 
   test             everything that must hold: format, lints, docs, each feature alone,
-                   unit, property, integration and doc tests, examples, packages, the demo,
-                   the comparison's promises, soak, race models, Workers in workerd
+                   licences, packages, examples, the demo, the comparison's promises, soak,
+                   race models, Workers in workerd, unit, property, integration and doc tests
   test <step>...   only these steps
   steps            the names of the steps
   model [n]        the model test with n sequences a platform, a million if not said
@@ -38,7 +43,9 @@ usage: cargo xtask <command>
                    --check: ours only, and quicker
   soak             memory, live state and the account under long load, in release
   soak --minutes <n> [scenario]...
-                   the same for this long, or only these scenarios";
+                   the same for this long, or only these scenarios
+  miri             the tests of the pure parts under Miri, where there is a nightly compiler
+  semver <commit>  what has changed in the public API since then";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -55,6 +62,8 @@ fn main() -> ExitCode {
         ["bench", options @ ..] => steps::bench(options),
         ["compare", arguments @ ..] => compare::compare(arguments),
         ["soak", arguments @ ..] => soak::soak(arguments),
+        ["semver", arguments @ ..] => semver::semver(arguments),
+        ["miri", arguments @ ..] => miri::miri(arguments),
         _ => Err(USAGE.to_owned()),
     };
     match result {

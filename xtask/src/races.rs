@@ -3,10 +3,10 @@
 //! Each checker is a build of its own, in a target folder of its own: the locks of the crates come from the checker then,
 //! and nothing else can use such a build.
 
-use std::path::Path;
 use std::process::Command;
 
 use crate::command::{Outcome, run};
+use crate::tools::root;
 
 /// A checker, and the crates that have models for it.
 const CHECKERS: [(&str, &[&str]); 2] = [
@@ -33,9 +33,8 @@ pub(crate) fn races(only: &[&str]) -> Outcome {
         command
             .args(["--", "--skip", "tests::", "--skip", "model::"])
             .args(only);
-        let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/races");
         command
-            .env("CARGO_TARGET_DIR", target)
+            .env("CARGO_TARGET_DIR", root().join("target/races"))
             .env("CARGO_PROFILE_DEV_OPT_LEVEL", "1")
             .env(
                 "RUSTFLAGS",

@@ -5,6 +5,9 @@ use std::time::Instant;
 
 use crate::command::{Outcome, cargo, output, run};
 use crate::compare::compare;
+use crate::deny::deny;
+use crate::documents;
+use crate::fuzz;
 use crate::races::races;
 use crate::soak;
 use crate::workers::workers;
@@ -54,6 +57,10 @@ const STEPS: &[Step] = &[
     Step {
         name: "docs",
         run: docs,
+    },
+    Step {
+        name: "deny",
+        run: deny,
     },
     Step {
         name: "package",
@@ -150,7 +157,8 @@ fn lints() -> Outcome {
         "--",
         "-D",
         "warnings",
-    ])
+    ])?;
+    fuzz::lint()
 }
 
 /// Each published crate without default features, and with each feature alone.
@@ -200,6 +208,7 @@ fn clients() -> Outcome {
 }
 
 fn docs() -> Outcome {
+    documents::check()?;
     let mut command = Command::new(env!("CARGO"));
     command
         .args(["doc", "--workspace", "--no-deps", "--all-features"])

@@ -11,7 +11,8 @@ use std::time::SystemTime;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
-use crate::command::{Outcome, cargo, output, run};
+use crate::command::{Outcome, cargo, run};
+use crate::tools::{modified, root, tool};
 use crate::wasm::{TARGET, Toolchain};
 
 const WORKER_BUILD_VERSION: &str = "0.8.7";
@@ -69,8 +70,14 @@ const SCENARIOS: Build = Build {
 pub(crate) fn workers() -> Outcome {
     let toolchain = Toolchain::prepare(&root().join("target/workers"))?;
     lint(&toolchain)?;
-    let wasm_bindgen = tool("wasm-bindgen-cli", "wasm-bindgen", &wasm_bindgen_version()?)?;
-    let worker_build = tool("worker-build", "worker-build", WORKER_BUILD_VERSION)?;
+    let wasm_bindgen = tool(
+        "wasm-bindgen-cli",
+        "wasm-bindgen",
+        &wasm_bindgen_version()?,
+        // The rest is for tests in browsers.
+        &["--no-default-features"],
+    )?;
+    let worker_build = tool("worker-build", "worker-build", WORKER_BUILD_VERSION, &[])?;
     install_packages()?;
     for worker in [PLAIN, EXAMPLE, SCENARIOS] {
         if is_stale(&worker, &toolchain)? {
@@ -85,10 +92,6 @@ pub(crate) fn workers() -> Outcome {
         "--test",
         "workers",
     ])
-}
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
 /// Wasm builds have a target folder of their own, so that no other build waits for them.
@@ -170,35 +173,6 @@ fn wasm_bindgen_version() -> Result<String, String> {
     }
 }
 
-/// The program in this version: ours, or one on the `PATH`, or a new one.
-pub(crate) fn tool(package: &str, program: &str, version: &str) -> Result<PathBuf, String> {
-    let tools = root().join("target/tools");
-    let ours = tools.join("bin").join(program);
-    for known in [ours.clone(), PathBuf::from(program)] {
-        if has_version(&known, version) {
-            return Ok(known);
-        }
-    }
-    let mut install = Command::new(env!("CARGO"));
-    install
-        .args(["install", "--force", "--root"])
-        .arg(tools)
-        .arg(format!("{package}@{version}"));
-    if package == "wasm-bindgen-cli" {
-        // The rest is for tests in browsers.
-        install.arg("--no-default-features");
-    }
-    run(install)?;
-    Ok(ours)
-}
-
-fn has_version(program: &Path, version: &str) -> bool {
-    let mut command = Command::new(program);
-    command.arg("--version");
-    // `wasm-bindgen 0.2.0`, or only the number.
-    output(command).is_ok_and(|said| said.split_whitespace().last() == Some(version))
-}
-
 /// What runs on Node: workerd, and two programs that a build needs.
 fn install_packages() -> Outcome {
     let folder = root().join("tests/workers");
@@ -209,10 +183,6 @@ fn install_packages() -> Outcome {
     let mut npm = Command::new("npm");
     npm.args(["ci", "--loglevel=error"]).current_dir(folder);
     run(npm).map_err(|error| format!("{error}. Node.js 20 or later and its npm are needed"))
-}
-
-pub(crate) fn modified(file: &Path) -> Option<SystemTime> {
-    fs::metadata(file).ok()?.modified().ok()
 }
 
 // ===== Builds =====
