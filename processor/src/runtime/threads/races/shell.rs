@@ -1,5 +1,7 @@
 //! The whole native shell under shuttle: the driver, as many workers as it hires, and users. See the parent.
 
+use std::pin::pin;
+use std::task::{Context as TaskContext, Poll, Waker};
 use std::time::Duration;
 
 use super::{FlushError, Manner, Model, TIMEOUT, also, block_on, check, config, span_id};
@@ -107,10 +109,10 @@ fn loss_is_reported_until_somebody_has_heard() {
 
 /// Polls, lets others go first, polls again, and drops it.
 fn poll_twice<T>(future: impl Future<Output = T>) -> Option<T> {
-    let mut future = std::pin::pin!(future);
-    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    let mut future = pin!(future);
+    let mut context = TaskContext::from_waker(Waker::noop());
     for _ in 0..2 {
-        if let std::task::Poll::Ready(output) = future.as_mut().poll(&mut context) {
+        if let Poll::Ready(output) = future.as_mut().poll(&mut context) {
             return Some(output);
         }
         thread::yield_now();
@@ -192,6 +194,31 @@ fn shutdown_ends_even_when_no_export_does() {
         });
         clock::pass(SECOND);
         waits();
+        while model.collector.shutdowns() == 0 {
+            clock::pass(TIMEOUT);
+            thread::yield_now();
+        }
+        model.check(1);
+    });
+}
+
+/// Scenario: two shutdowns with deadlines of their own, one export that never ends, and one that waits for its slot.
+/// Guarantees: each is told at its own deadline, and what waits is dropped at the later one.
+#[test]
+fn shutdown_with_more_time_is_not_cut_short_by_another() {
+    check(|| {
+        let model = Model::driven(&config(), Manner::Never);
+        model.request(1);
+        model.request(2);
+        let both = [SECOND, 10 * SECOND].map(|time| (time, model.shared.shutdown(time)));
+        for (dropped, (time, done)) in (0..).zip(both) {
+            let waits = also(&model, move |_| {
+                assert_eq!(block_on(done), Err(FlushError::Timeout(time)));
+            });
+            clock::pass(time);
+            waits();
+            assert_eq!(model.stats().dropped.total(), dropped);
+        }
         while model.collector.shutdowns() == 0 {
             clock::pass(TIMEOUT);
             thread::yield_now();
