@@ -296,8 +296,13 @@ impl Secrets {
     }
 
     fn are_repeated_in(&self, text: &[u8]) -> bool {
-        let repeats = |secret: &HeaderValue| redact::repeats(text, secret.as_bytes());
-        self.0.iter().any(repeats)
+        // What follows a scheme: "Bearer" is no secret, and a collector may well speak of it.
+        let secret = |value: &HeaderValue| {
+            let bytes = value.as_bytes();
+            let scheme = bytes.iter().position(|byte| *byte == b' ');
+            redact::repeats(text, &bytes[scheme.map_or(0, |at| at + 1)..])
+        };
+        self.0.iter().any(secret)
     }
 }
 

@@ -71,7 +71,6 @@ const PROTOCOL: Pair = Pair {
 };
 
 /// Every variable that is looked up.
-#[cfg(any(test, fuzzing, target_family = "wasm"))]
 pub(crate) fn variables() -> impl Iterator<Item = &'static str> {
     [&ENDPOINT, &HEADERS, &TIMEOUT, &COMPRESSION, &PROTOCOL]
         .into_iter()
@@ -79,7 +78,11 @@ pub(crate) fn variables() -> impl Iterator<Item = &'static str> {
         .chain(UNSUPPORTED)
 }
 
-/// The value of a variable of this process. One that is not valid Unicode is not missing: it is a value that cannot be used.
+/// In place of what is not valid Unicode.
+const MANGLED: char = char::REPLACEMENT_CHARACTER;
+
+/// The value of a variable of this process. One that is not valid Unicode is not missing: it is a value that cannot be used,
+/// which [`MANGLED`] tells.
 pub(crate) fn of_process(variable: &str) -> Option<String> {
     let value = std::env::var_os(variable)?;
     Some(value.to_string_lossy().into_owned())
@@ -92,8 +95,16 @@ const NEXT_SOURCE: &str = "the next source of this setting, or its default";
 impl Environment {
     pub(crate) fn read(lookup: impl Fn(&str) -> Option<String>) -> Self {
         let mut env = Self::default();
+        let mut mangled = Vec::new();
+        for variable in variables() {
+            if lookup(variable).is_some_and(|value| value.contains(MANGLED)) {
+                // A part of a credential would be worse than none.
+                env.complain(variable, "not valid Unicode".to_owned(), NEXT_SOURCE);
+                mangled.push(variable);
+            }
+        }
         let lookup = |variable: &str| {
-            let value = lookup(variable)?;
+            let value = lookup(variable).filter(|_| !mangled.contains(&variable))?;
             let value = value.trim();
             (!value.is_empty()).then(|| value.to_owned())
         };
@@ -396,17 +407,18 @@ mod tests {
     }
 
     /// Scenario: a variable of the process is not valid Unicode. This test runs itself again in such an environment.
-    /// Guarantees: it is complained about, and not taken for one that is not set.
+    /// Guarantees: it is complained about, without its value, and no part of it is used.
     #[cfg(unix)]
     #[test]
     fn variable_that_is_not_valid_unicode_is_complained_about() {
         use std::os::unix::ffi::OsStrExt as _;
 
-        const VARIABLE: &str = "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT";
-        let wrong = std::ffi::OsStr::from_bytes(b"100\xff");
+        const VARIABLE: &str = "OTEL_EXPORTER_OTLP_HEADERS";
+        let wrong = std::ffi::OsStr::from_bytes(b"authorization=Bearer%20abc\xff");
         if std::env::var_os(VARIABLE).as_deref() == Some(wrong) {
             let env = Environment::read(of_process);
-            assert_eq!(complaints(&env), [(VARIABLE, "100\u{fffd}")]);
+            assert_eq!(complaints(&env), [(VARIABLE, "not valid Unicode")]);
+            assert!(env.headers.is_empty());
             return;
         }
         let status = std::process::Command::new(std::env::current_exe().unwrap())

@@ -58,14 +58,11 @@ fn is_scheme(text: &str) -> bool {
         .all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
 }
 
-/// Whether `text` has a part of `secret` in it that tells something: so many bytes in a row, or all of a shorter one.
+/// Whether `text` has a part of `secret` in it that tells something: so many bytes in a row. A shorter secret is none.
 pub(crate) fn repeats(text: &[u8], secret: &[u8]) -> bool {
     const TELLING: usize = 8;
-    let least = secret.len().min(TELLING);
-    least > 0
-        && secret
-            .windows(least)
-            .any(|part| text.windows(least).any(|seen| seen == part))
+    let mut parts = secret.windows(TELLING);
+    parts.any(|part| text.windows(TELLING).any(|seen| seen == part))
 }
 
 fn ends_url(c: char) -> bool {
@@ -94,16 +91,15 @@ mod tests {
     use super::*;
 
     /// Scenario: texts with a secret, with a part of it, and without.
-    /// Guarantees: a part of eight bytes is enough, and of a shorter secret all of it is needed.
+    /// Guarantees: a part of eight bytes is enough, and less is no part.
     #[test]
     fn part_of_a_secret_is_found() {
         let cases = [
-            ("bad token: Bearer abcdefghij", "Bearer abcdefghij", true),
-            ("ends in cdefghij", "Bearer abcdefghij", true),
-            ("ends in efghij", "Bearer abcdefghij", false),
-            ("nothing of it", "Bearer abcdefghij", false),
-            ("key abc!", "abc", true),
-            ("key ab", "abc", false),
+            ("bad token: abcdefghij", "abcdefghij", true),
+            ("ends in cdefghij", "abcdefghij", true),
+            ("ends in efghij", "abcdefghij", false),
+            ("nothing of it", "abcdefghij", false),
+            ("tenant 1 is over its quota", "1", false),
             ("", "abc", false),
             ("text", "", false),
         ];

@@ -3,7 +3,7 @@
 use super::texts;
 use crate::redact;
 
-/// Stands at both ends of each secret, so that a part of one is seen as well.
+/// Stands at both ends of each secret, and in it, so that a part of one is seen as well.
 const MARK: &str = "S3CRET";
 
 /// The first text is what a secret is made of, the others are what stands around it.
@@ -11,7 +11,10 @@ const MARK: &str = "S3CRET";
 /// No part of a secret is ever shown, wherever in a URL it is, and what is shown of a text never grows.
 pub fn property(data: &[u8]) {
     let mut texts = texts(data);
-    let secret = format!("{MARK}{}{MARK}", texts.next().unwrap_or_default());
+    let made_of: Vec<char> = texts.next().unwrap_or_default().chars().collect();
+    let (left, right) = made_of.split_at(made_of.len() / 2);
+    let [left, right] = [left, right].map(|half| half.iter().collect::<String>());
+    let secret = format!("{MARK}{left}{MARK}{right}{MARK}");
     // The mark is not in any text of lower case.
     let mut next = || texts.next().unwrap_or_default().to_lowercase();
     let (before, host, after) = (next(), next(), next());

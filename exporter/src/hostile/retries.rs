@@ -54,10 +54,13 @@ pub fn property(data: &[u8]) {
                 return;
             }
             Decision::GiveUp => {
+                // The longest backoff that this attempt could have.
+                let doubled = policy
+                    .initial_backoff
+                    .saturating_mul(1 << (progress.attempts - 1).min(31));
+                let backoff = doubled.min(policy.max_backoff);
                 let is_over = progress.attempts == policy.max_attempts
-                    || progress
-                        .time_left
-                        .is_some_and(|left| left <= policy.max_backoff);
+                    || progress.time_left.is_some_and(|left| left <= backoff);
                 assert!(is_over || !may_be_sent_again(outcome), "{outcome:?}");
                 return;
             }
