@@ -225,8 +225,8 @@ impl<E: SpanExporter> SpanExporter for Timed<E> {
 struct Watch<'a> {
     durations: &'a Durations,
     began: Instant,
-    /// What it is if it ends without an answer.
-    error: Option<&'static str>,
+    /// What the exporter has answered.
+    answer: Option<Result<(), &'static str>>,
 }
 
 impl<'a> Watch<'a> {
@@ -234,25 +234,26 @@ impl<'a> Watch<'a> {
         Self {
             durations,
             began: Instant::now(),
-            error: Some("timeout"),
+            answer: None,
         }
     }
 
     fn stop(mut self, result: &OTelSdkResult) {
-        self.error = match result {
-            Ok(()) => None,
-            Err(OTelSdkError::Timeout(_)) => Some("timeout"),
-            Err(OTelSdkError::AlreadyShutdown) => Some("already_shutdown"),
-            Err(_) => Some("failed"),
-        };
+        self.answer = Some(result.as_ref().copied().map_err(|error| match error {
+            OTelSdkError::Timeout(_) => "timeout",
+            OTelSdkError::AlreadyShutdown => "already_shutdown",
+            OTelSdkError::InternalFailure(_) => "failed",
+        }));
     }
 }
 
 impl Drop for Watch<'_> {
     fn drop(&mut self) {
-        let error = match std::thread::panicking() {
-            true => Some("panic"),
-            false => self.error,
+        let error = match self.answer {
+            Some(answer) => answer.err(),
+            None if std::thread::panicking() => Some("panic"),
+            // It was taken back.
+            None => Some("timeout"),
         };
         let took = Instant::now().checked_duration_since(self.began);
         self.durations.record(took.unwrap_or_default(), error);
