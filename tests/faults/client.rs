@@ -25,7 +25,7 @@ pub(crate) enum Client {
 }
 
 /// After a 401 or 403.
-const COOLDOWN: Duration = Duration::from_secs(2);
+const COOLDOWN: Duration = Duration::from_secs(6);
 
 // ===== impl Client =====
 

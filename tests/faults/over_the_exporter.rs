@@ -2,7 +2,7 @@
 //!
 //! For each row: as many attempts as it says, seen from both ends; over within its bounds; counted as it says, with nothing
 //! left in flight; an error of the right kind, or none; one warning, or none; nothing sent to where a redirect leads; no
-//! more than the limit read of an answer; no secret in the error or in any line. Then the collector is well, and the next
+//! more than the limit read of an answer; no secret in the error or in any warning. Then the collector is well, and the next
 //! export on the same exporter arrives.
 
 use futures_executor::block_on;

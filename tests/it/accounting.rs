@@ -70,29 +70,28 @@ fn storm(world: &World) {
 /// Guarantees: the numbers add up in every snapshot and never go down, and in the end nothing is pending.
 #[test]
 fn numbers_add_up_at_every_moment_under_concurrency() {
-    let gate = Gate::default();
-    let turn = AtomicU64::new(0);
-    let hang = gate.clone();
-    let mixed = Recorder::scripted(move |_| match turn.fetch_add(1, Ordering::Relaxed) % 8 {
-        0 => Act::Fail("now and then"),
-        1 => Act::Panic,
-        2 => Act::Hang(hang.clone()),
-        _ => Act::Take,
-    });
-    let cases = [
-        ("takes", Recorder::new()),
-        ("fails", Recorder::always(Act::Fail("no"))),
-        ("panics", Recorder::always(Act::Panic)),
-        ("hangs", Recorder::always(Act::Hang(gate.clone()))),
-        ("blocks", Recorder::always(Act::Block(gate.clone()))),
-        ("mixed", mixed),
+    type Make = fn(Gate) -> Recorder;
+    let cases: [(&str, Make); 6] = [
+        ("takes", |_| Recorder::new()),
+        ("fails", |_| Recorder::always(Act::Fail("no"))),
+        ("panics", |_| Recorder::always(Act::Panic)),
+        ("hangs", |gate| Recorder::always(Act::Hang(gate))),
+        ("blocks", |gate| Recorder::always(Act::Block(gate))),
+        ("mixed", |gate| {
+            let turn = AtomicU64::new(0);
+            Recorder::scripted(move |_| match turn.fetch_add(1, Ordering::Relaxed) % 8 {
+                0 => Act::Fail("now and then"),
+                1 => Act::Panic,
+                2 => Act::Hang(gate.clone()),
+                _ => Act::Take,
+            })
+        }),
     ];
     std::thread::scope(|scope| {
-        let open_late = gate.clone();
         for (case, exporter) in cases {
-            let gate = open_late.clone();
             scope.spawn(move || {
                 for trigger in [FlushTrigger::NextTick, FlushTrigger::LocalRootEnd] {
+                    let gate = Gate::default();
                     let config = Config::default()
                         .with_flush_trigger(trigger)
                         .with_max_traces(3)
@@ -100,7 +99,7 @@ fn numbers_add_up_at_every_moment_under_concurrency() {
                         .with_max_spans_per_trace(6)
                         .with_max_pending_spans(500)
                         .with_export_timeout(Duration::from_millis(20));
-                    let world = World::with_exporter(config, exporter.clone());
+                    let world = World::with_exporter(config, exporter(gate.clone()));
                     storm(&world);
                     gate.open();
                     let timeout = Duration::from_secs(30);

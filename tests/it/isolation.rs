@@ -22,8 +22,8 @@
 //! It *must* be late if its request was over when it started, if its parent was late, or if nobody knows its parent
 //! ([`Proof::No`]). All others must not be ([`Proof::Yes`]).
 //!
-//! One thing is out of reach, and out of the search: a span id that is given again while a *late* span that has it is open.
-//! Nothing is kept of a late span, so whoever has its id then is taken for it. It takes two equal random numbers of 64 bits
+//! One thing is out of reach, and out of the search: a span id that is given again while a *late* span that has it is open,
+//! or one that was refused (R10). Nothing is kept of such a span, so whoever has its id then is taken for it. It takes two equal random numbers of 64 bits
 //! among the open spans of one trace, or an id generator that repeats itself.
 //!
 //! More cases than in a run of all tests: `PROPTEST_CASES=3000 cargo test -p integration-tests --test it isolation`. What

@@ -137,7 +137,6 @@ fn output_of(test: &str) -> String {
     let output = Command::new(std::env::current_exe().unwrap())
         .args([test, "--exact", "--ignored", "--nocapture"])
         .env("RUST_BACKTRACE", "1")
-        .env("RUST_LOG", "trace")
         .output()
         .unwrap();
     let shown = [output.stdout, output.stderr].concat();

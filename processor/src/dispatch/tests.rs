@@ -128,6 +128,33 @@ fn last_batch_of_a_request_waits_for_nothing() {
     assert!(lone.dispatch.next_batch(None).is_some());
 }
 
+/// Scenario: spans of very many traces are lost, one of each.
+/// Guarantees: the losses of as many traces are remembered as promised; of a trace before those, a flush of it says nothing,
+/// and a flush of everything forgets none.
+#[test]
+fn losses_are_remembered_of_the_latest_traces_only() {
+    let mut dispatch = Dispatch::new(&config(), Context::new(), true);
+    let remembered = REMEMBERED_LOSSES.get() as u128;
+    let traces = remembered + 1;
+    for trace in 1..=traces {
+        dispatch.end(&mut Some(crate::testing::span(trace, 1)));
+        dispatch.tick(1);
+        let batch = dispatch.next_batch(None).expect("a late span");
+        dispatch.complete(batch.id, Outcome::Failed);
+    }
+    let mut lost = |scope| {
+        dispatch.begin_flush(scope);
+        let [(_, report)] = dispatch.take_finished()[..] else {
+            panic!("one flush");
+        };
+        report.losses.failed
+    };
+    assert_eq!(remembered, 1024);
+    assert_eq!(lost(Scope::Trace(TraceId::from(1))), 0);
+    assert_eq!(lost(Scope::Trace(TraceId::from(2))), 1);
+    assert_eq!(lost(Scope::All), traces as u64);
+}
+
 /// Scenario: a span starts that has the id of a live span of its trace, and is refused, or under a parent that nobody knows.
 /// Guarantees: the live request is sent off, and neither span leaves under its context any more: they cannot be told apart (R1).
 #[test]

@@ -32,8 +32,10 @@ struct World {
 pub fn property(data: &[u8]) {
     static WORLD: OnceLock<Mutex<World>> = OnceLock::new();
     let world = WORLD.get_or_init(|| Mutex::new(World::new()));
-    // A property that did not hold for another input says nothing of this one.
+    // A property that did not hold for another input says nothing of this one, and nothing of it may be left.
     let world = world.lock().unwrap_or_else(PoisonError::into_inner);
+    let _ = world.provider.force_flush();
+    world.recorder.0.lock().unwrap().clear();
 
     let texts: Vec<_> = texts(data).take(3 * MAX_REQUESTS).collect();
     let parents: Vec<_> = texts.chunks(3).map(parent).collect();

@@ -78,11 +78,14 @@ pub(super) enum Wanted {
     Request(Pick),
 }
 
+/// Their ids are the numbers up to this one.
+pub(super) const TRACES: u128 = 5;
+
 /// All queues that are due.
 pub(super) const ALL: usize = 64;
 
 pub(super) fn action() -> impl Strategy<Value = Action> {
-    let trace = || 1..6u128;
+    let trace = || 1..=TRACES;
     let pick = || 0..16usize;
     prop_oneof![
         30 => (trace(), id()).prop_map(|(trace, id)| Action::StartRoot { trace, id }),
@@ -117,7 +120,7 @@ fn parent() -> impl Strategy<Value = Parent> {
 fn wanted() -> impl Strategy<Value = Wanted> {
     prop_oneof![
         Just(Wanted::All),
-        (1..6u128).prop_map(Wanted::Trace),
+        (1..=TRACES).prop_map(Wanted::Trace),
         (0..16usize).prop_map(Wanted::Request),
     ]
 }

@@ -1,4 +1,5 @@
-//! Random sequences of everything that can happen to a dispatch, against a naive reference, under a virtual clock.
+//! Random sequences of what can happen to a dispatch, against a naive reference, under a virtual clock. Left to
+//! `dispatch/tests.rs` are what only a Worker does (holds, and taking the batches of one trace first), and large numbers.
 //!
 //! After each step:
 //!
@@ -119,8 +120,10 @@ fn run(platform: Platform, trigger: FlushTrigger, actions: &[Action]) -> Check {
         Ok(Err(wrong)) => wrong.to_string(),
         Err(panic) => panic
             .downcast_ref::<String>()
-            .cloned()
-            .unwrap_or_else(|| "a panic".to_owned()),
+            .map(String::as_str)
+            .or_else(|| panic.downcast_ref().copied())
+            .unwrap_or("a panic")
+            .to_owned(),
     };
     let story = pair.story();
     Err(TestCaseError::fail(format!(

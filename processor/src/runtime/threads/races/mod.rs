@@ -249,6 +249,7 @@ impl Model {
         assert_eq!(stats.pending(), 0, "{stats:?}");
         assert_eq!(stats.ended, quiet(&self.ended).len() as u64, "{stats:?}");
         self.collector.check(&stats, max_concurrent);
+        assert_eq!(self.collector.under_fallback(), stats.late.total(), "(R8)");
         // The processor itself is still there, as it is for as long as there are handles.
         let left: Vec<u64> = quiet(&self.tenants)
             .iter()

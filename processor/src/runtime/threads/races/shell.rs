@@ -148,6 +148,9 @@ fn deadline_against_answer_is_accounted_once_and_frees_the_slot() {
     check(|| {
         let model = Model::driven(&config(), Manner::Later);
         model.request(1);
+        while model.stats().in_flight + model.stats().exported == 0 {
+            thread::yield_now();
+        }
         clock::pass(TIMEOUT);
         model.request(2);
         model
