@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use opentelemetry_per_request::DEFAULT_MAX_PENDING_SPANS;
 use serde::Serialize;
 
 use crate::contestant::Contestant;
@@ -138,7 +139,7 @@ impl Outcome {
         let extra = self.arrived.saturating_sub(self.ended);
         let late = self.counted_late.unwrap_or_default();
         let may_lose = match allowance {
-            Allowance::Overflow => true,
+            Allowance::Overflow => self.ended > DEFAULT_MAX_PENDING_SPANS as u64,
             Allowance::RetriesOfOtlp => self.contestant == Contestant::PerRequest,
             Allowance::Nothing | Allowance::NoTokenIfLate => false,
         };
@@ -167,6 +168,10 @@ impl Outcome {
                     "{} spans came under another tenant's token",
                     self.foreign_token
                 ),
+            ),
+            (
+                allowance == Allowance::NoTokenIfLate && late == 0,
+                "nothing was evicted".to_owned(),
             ),
             (
                 self.no_token != may_lack_tokens,

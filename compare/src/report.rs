@@ -27,7 +27,7 @@ threads that have a fixed rate and time: who is held up makes less.
 *ended* and *arrived* count sampled spans; a span has arrived when the collector answers for it. *foreign* and *none* are \
 spans that came under another tenant's token, or under none. A service that has only one token can set it as a header, and \
 then these two columns do not concern it. *p50* and *p99* are the time from a span's end until it arrived; the flush at the end cuts \
-it short for those who wait. *held up* is what all calls of `span.end()` took the threads of the service together. *true?* says whether Ok meant \
+it short for those who wait. *held up* is what starting and ending spans took the threads of the service together. *true?* says whether Ok meant \
 that everything had arrived when the flush returned, and an error that something had not.
 ";
 
@@ -81,7 +81,7 @@ fn row(outcome: &Outcome) -> String {
     let (said, truth) = match (&outcome.flush, outcome.end) {
         (Some(flush), _) => (said(flush), truth(flush)),
         (None, End::Hung) => ("hung".to_owned(), "–".to_owned()),
-        (None, _) => ("panicked".to_owned(), "–".to_owned()),
+        (None, _) => ("ended without a word".to_owned(), "–".to_owned()),
     };
     format!(
         "| {} | {} | {arrived} | {} | {} | {} | {} | {} | {said} | {truth} |",

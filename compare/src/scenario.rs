@@ -147,9 +147,9 @@ pub(crate) static SCENARIOS: [Scenario; 11] = [
               two seconds of the outage is lost: a whole batch for each of the batch processors, and a later flush does not \
               know of it. The simple one holds up all of the service while it retries, one span after the other, and keeps \
               its errors to itself. Ours has 20 exports under way; those of them that give up are lost, and the flush says \
-              so. `DirectExporter` tries six times, over 3.8 s at the least, and loses nothing. But its 20 exports sit out \
-              their backoff when the collector is back, and the others wait for them: that is its p99, and the time that \
-              its flush takes.",
+              so. `DirectExporter` tries six times, over 3.8 s at the least, and loses nothing; in a longer outage it \
+              would. Its 20 exports sit out their backoff when the collector is back, and the others wait for them: that is \
+              its p99, and the time that its flush takes.",
         traffic: Traffic::Threads(collector_down),
         allowance: Allowance::RetriesOfOtlp,
         ..ORDINARY

@@ -31,8 +31,12 @@ const LATE: Duration = Duration::from_millis(500);
 /// Sampled spans that this process has begun to end. A simple processor may never come back from that.
 static ENDED: AtomicU64 = AtomicU64::new(0);
 
-/// Nanoseconds that ending spans took the threads of the service, all together.
+/// Nanoseconds that starting and ending spans took the threads of the service, all together.
 static HELD_UP: AtomicU64 = AtomicU64::new(0);
+
+fn held_up(since: Instant) {
+    HELD_UP.fetch_add(since.elapsed().as_nanos() as u64, Ordering::Relaxed);
+}
 
 pub(crate) fn held_up_ms() -> f64 {
     HELD_UP.load(Ordering::Relaxed) as f64 / 1e6
@@ -114,7 +118,10 @@ impl Service {
             .tracer
             .span_builder(name)
             .with_attributes([KeyValue::new(TENANT, tenant)]);
-        cx.with_span(span.start_with_context(&self.tracer, cx))
+        let start = Instant::now();
+        let span = span.start_with_context(&self.tracer, cx);
+        held_up(start);
+        cx.with_span(span)
     }
 
     /// Ends the span of `cx` while `cx` is the current context.
@@ -130,7 +137,7 @@ impl Service {
         let _current = current.clone().attach();
         let start = Instant::now();
         cx.span().end();
-        HELD_UP.fetch_add(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        held_up(start);
     }
 
     /// A request of a root and so many steps.

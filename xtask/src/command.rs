@@ -13,7 +13,9 @@ pub(crate) fn cargo(arguments: &[&str]) -> Outcome {
 }
 
 pub(crate) fn run(mut command: Command) -> Outcome {
+    // What is tested is on this machine, also where everything else is behind a proxy.
     let status = command
+        .env("NO_PROXY", "127.0.0.1,localhost")
         .status()
         .map_err(|error| format!("{command:?} could not be started: {error}"))?;
     match status.success() {

@@ -5,7 +5,7 @@
 
 use std::process::Command;
 
-use crate::command::{Outcome, run};
+use crate::command::{Outcome, output, run};
 use crate::tools::root;
 
 /// A checker, and the crates that have models for it.
@@ -23,24 +23,36 @@ pub(crate) fn races(only: &[&str]) -> Outcome {
         [] => &["races::"],
         only => only,
     };
+    let mut found = false;
     for (checker, packages) in CHECKERS {
-        let mut command = Command::new(env!("CARGO"));
-        command.args(["test", "--lib", "--no-default-features"]);
-        for package in packages {
-            command.args(["--package", package]);
+        let mut list = tests(checker, packages, only);
+        list.arg("--list");
+        if output(list)?.lines().any(|line| line.ends_with(": test")) {
+            found = true;
+            run(tests(checker, packages, only))?;
         }
-        // Other unit tests cannot run here: outside of a model a checker's locks panic.
-        command
-            .args(["--", "--skip", "tests::", "--skip", "model::"])
-            .args(only);
-        command
-            .env("CARGO_TARGET_DIR", root().join("target/races"))
-            .env("CARGO_PROFILE_DEV_OPT_LEVEL", "1")
-            .env(
-                "RUSTFLAGS",
-                format!("--cfg races --cfg races=\"{checker}\""),
-            );
-        run(command)?;
     }
-    Ok(())
+    match found {
+        true => Ok(()),
+        false => Err(format!("no model has {} in its name", only.join(" or "))),
+    }
+}
+
+fn tests(checker: &str, packages: &[&str], only: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO"));
+    command.args(["test", "--lib", "--no-default-features"]);
+    for package in packages {
+        command.args(["--package", package]);
+    }
+    command
+        // Other unit tests cannot run here: outside of a model a checker's locks panic.
+        .args(["--", "--skip", "tests::", "--skip", "model::"])
+        .args(only)
+        .env("CARGO_TARGET_DIR", root().join("target/races"))
+        .env("CARGO_PROFILE_DEV_OPT_LEVEL", "1")
+        .env(
+            "RUSTFLAGS",
+            format!("--cfg races --cfg races=\"{checker}\""),
+        );
+    command
 }

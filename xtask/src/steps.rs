@@ -202,6 +202,10 @@ fn clients() -> Outcome {
             "--no-default-features",
             "--features",
             client,
+            "--",
+            // The others do not depend on the features.
+            "default_client",
+            "over_the_processor",
         ])?;
     }
     Ok(())
