@@ -10,7 +10,6 @@ mod child;
 mod contestant;
 mod outcome;
 mod protocol;
-mod receiver;
 mod report;
 mod run;
 mod scenario;

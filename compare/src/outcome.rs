@@ -2,13 +2,48 @@
 
 use std::collections::HashMap;
 
+use demo::receiver::Received;
 use opentelemetry_per_request::DEFAULT_MAX_PENDING_SPANS;
 use serde::Serialize;
 
 use crate::contestant::Contestant;
 use crate::protocol::Done;
-use crate::receiver::Arrival;
 use crate::scenario::{Allowance, Scenario};
+use crate::service::TENANT;
+
+/// A span as it arrived. Times are in nanoseconds since the epoch.
+#[derive(Clone, Debug)]
+pub(crate) struct Arrival {
+    /// Distinguishes the spans of a run.
+    id: Vec<u8>,
+    sampled: bool,
+    /// Whose span it is.
+    tenant: String,
+    /// Under whose token it came. Empty if there was none.
+    token: String,
+    ended: u64,
+    arrived: u64,
+}
+
+impl From<Received> for Arrival {
+    fn from(received: Received) -> Self {
+        const SAMPLED: u32 = 1;
+        let tenant = received.attribute(TENANT).unwrap_or_default().to_owned();
+        let Received {
+            span,
+            token,
+            arrived,
+        } = received;
+        Self {
+            id: span.span_id,
+            sampled: span.flags & SAMPLED != 0,
+            tenant,
+            token,
+            ended: span.end_time_unix_nano,
+            arrived,
+        }
+    }
+}
 
 /// How the child process came to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

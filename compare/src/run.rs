@@ -6,11 +6,12 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use demo::receiver::Receiver;
+
 use crate::CHILD;
 use crate::contestant::Contestant;
-use crate::outcome::{End, Outcome, Run};
+use crate::outcome::{Arrival, End, Outcome, Run};
 use crate::protocol::{Done, Line};
-use crate::receiver::Receiver;
 use crate::scenario::{Scenario, Size};
 
 /// Nothing has arrived for this long, and not everything is there: nothing will.
@@ -30,10 +31,10 @@ struct Contest<'a> {
 
 /// Runs one contestant through one scenario.
 pub(crate) fn run(scenario: &Scenario, contestant: Contestant, size: Size) -> io::Result<Outcome> {
-    let collector = Receiver::start(scenario.answer_after)?;
+    let collector = Receiver::slow_http(scenario.answer_after)?;
     let mut child = Command::new(std::env::current_exe()?)
         .args([CHILD, scenario.name, contestant.key(), size.name()])
-        .arg(collector.traces_url())
+        .arg(format!("{}/v1/traces", collector.endpoint()))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()?;
@@ -53,11 +54,12 @@ pub(crate) fn run(scenario: &Scenario, contestant: Contestant, size: Size) -> io
     // It may be gone already.
     let _ = contest.child.kill();
     contest.child.wait()?;
+    let arrivals = contest.collector.received().into_iter();
     let run = Run {
         end,
         ended: contest.ended,
         done,
-        arrivals: contest.collector.arrivals(),
+        arrivals: arrivals.map(Arrival::from).collect(),
     };
     Ok(Outcome::new(scenario, contestant, run))
 }

@@ -1,11 +1,13 @@
 //! An OTLP receiver inside the process, over HTTP or gRPC: it decodes what arrives, and remembers under whose token it came.
 
+use std::fmt;
 use std::future::Future;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
 use axum::body::Bytes;
@@ -50,13 +52,26 @@ impl Received {
 struct Inbox(Arc<Mutex<Vec<Received>>>);
 
 /// A running receiver, on a thread and a runtime of its own. It stops when it is dropped.
-#[derive(Debug)]
 pub struct Receiver {
     address: SocketAddr,
     inbox: Inbox,
-    stop: Option<oneshot::Sender<()>>,
-    thread: Option<thread::JoinHandle<io::Result<()>>>,
+    serve: Serve,
+    /// None while it is down.
+    listening: Option<Listening>,
 }
+
+/// Answers whoever connects, for as long as it is polled.
+type Serve = Arc<dyn Fn(tokio::net::TcpListener, Inbox) -> Serving + Send + Sync>;
+type Serving = Pin<Box<dyn Future<Output = io::Result<()>>>>;
+
+#[derive(Debug)]
+struct Listening {
+    stop: oneshot::Sender<()>,
+    thread: thread::JoinHandle<io::Result<()>>,
+}
+
+/// Another program may take the port for a moment while the receiver is down.
+const PATIENCE_FOR_THE_PORT: Duration = Duration::from_secs(5);
 
 impl Receiver {
     /// Starts one for OTLP over HTTP, on a port of the system's choice.
@@ -74,14 +89,12 @@ impl Receiver {
     ///
     /// If it cannot listen.
     pub fn slow_http(delay: Duration) -> io::Result<Self> {
-        Self::start(move |listener, inbox, stopped| async move {
+        Self::start(move |listener, inbox| {
             let router = Router::new()
                 .route("/v1/traces", post(receive))
                 .layer(DefaultBodyLimit::disable())
                 .with_state((inbox, delay));
-            axum::serve(listener, router)
-                .with_graceful_shutdown(stopped)
-                .await
+            Box::pin(async { axum::serve(listener, router).await })
         })
     }
 
@@ -91,46 +104,76 @@ impl Receiver {
     ///
     /// If it cannot listen.
     pub fn grpc() -> io::Result<Self> {
-        Self::start(|listener, inbox, stopped| async move {
-            tonic::transport::Server::builder()
-                .add_service(TraceServiceServer::new(inbox))
-                .serve_with_incoming_shutdown(TcpIncoming::from(listener), stopped)
-                .await
-                .map_err(io::Error::other)
+        Self::start(|listener, inbox| {
+            Box::pin(async {
+                tonic::transport::Server::builder()
+                    .add_service(TraceServiceServer::new(inbox))
+                    .serve_with_incoming(TcpIncoming::from(listener))
+                    .await
+                    .map_err(io::Error::other)
+            })
         })
     }
 
-    fn start<S, F>(serve: S) -> io::Result<Self>
-    where
-        S: FnOnce(tokio::net::TcpListener, Inbox, Stopped) -> F + Send + 'static,
-        F: Future<Output = io::Result<()>>,
-    {
+    fn start(
+        serve: impl Fn(tokio::net::TcpListener, Inbox) -> Serving + Send + Sync + 'static,
+    ) -> io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-        listener.set_nonblocking(true)?;
-        let address = listener.local_addr()?;
-        let inbox = Inbox::default();
-        let (stop, stopped) = oneshot::channel::<()>();
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
-        let thread = {
-            let inbox = inbox.clone();
-            thread::spawn(move || {
-                runtime.block_on(async {
-                    let listener = tokio::net::TcpListener::from_std(listener)?;
-                    let stopped = Box::pin(async {
-                        let _ = stopped.await;
-                    });
-                    serve(listener, inbox, stopped).await
-                })
-            })
+        let mut receiver = Self {
+            address: listener.local_addr()?,
+            inbox: Inbox::default(),
+            serve: Arc::new(serve),
+            listening: None,
         };
-        Ok(Self {
-            address,
-            inbox,
-            stop: Some(stop),
-            thread: Some(thread),
-        })
+        receiver.listen(listener)?;
+        Ok(receiver)
+    }
+
+    fn listen(&mut self, listener: TcpListener) -> io::Result<()> {
+        listener.set_nonblocking(true)?;
+        let (stop, stopped) = oneshot::channel::<()>();
+        let (serve, inbox) = (self.serve.clone(), self.inbox.clone());
+        let thread = thread::spawn(move || {
+            // The runtime ends with this thread, and all connections with it.
+            tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?
+                .block_on(async {
+                    let listener = tokio::net::TcpListener::from_std(listener)?;
+                    tokio::select! {
+                        served = serve(listener, inbox) => served,
+                        _ = stopped => Ok(()),
+                    }
+                })
+        });
+        self.listening = Some(Listening { stop, thread });
+        Ok(())
+    }
+
+    /// Breaks all connections, and refuses new ones.
+    pub fn down(&mut self) {
+        if let Some(listening) = self.listening.take() {
+            let _ = listening.stop.send(());
+            let _ = listening.thread.join();
+        }
+    }
+
+    /// Listens again on the same port, after it was down.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot listen.
+    pub fn up(&mut self) -> io::Result<()> {
+        let start = Instant::now();
+        let listener = loop {
+            match TcpListener::bind(self.address) {
+                Err(_) if start.elapsed() < PATIENCE_FOR_THE_PORT => {
+                    thread::sleep(Duration::from_millis(5));
+                }
+                bound => break bound?,
+            }
+        };
+        self.listen(listener)
     }
 
     /// Where it listens, as `http://address:port`.
@@ -142,18 +185,25 @@ impl Receiver {
     pub fn received(&self) -> Vec<Received> {
         self.inbox.lock().clone()
     }
-}
 
-type Stopped = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
+    /// How many spans have arrived.
+    pub fn count(&self) -> usize {
+        self.inbox.lock().len()
+    }
+}
 
 impl Drop for Receiver {
     fn drop(&mut self) {
-        if let Some(stop) = self.stop.take() {
-            let _ = stop.send(());
-        }
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        self.down();
+    }
+}
+
+impl fmt::Debug for Receiver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Receiver")
+            .field("address", &self.address)
+            .field("spans", &self.count())
+            .finish_non_exhaustive()
     }
 }
 

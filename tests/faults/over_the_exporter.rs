@@ -7,14 +7,12 @@
 
 use futures_executor::block_on;
 use opentelemetry::Context;
-use opentelemetry::trace::{
-    FutureExt as _, SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceId, TraceState,
-};
+use opentelemetry::trace::FutureExt as _;
 use opentelemetry_otlp_direct::{DirectExporter, FailureReason};
 use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
-use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanExporter as _, SpanLinks};
+use opentelemetry_sdk::testing::trace::new_test_export_span_data;
+use opentelemetry_sdk::trace::{SpanData, SpanExporter as _};
 use std::process::Command;
-use std::time::UNIX_EPOCH;
 
 use crate::client::Client;
 use crate::run::{SECRET, context, each, last, span_names, timed, wait_until};
@@ -171,24 +169,7 @@ fn export(exporter: &DirectExporter, cx: Context, names: &[String]) -> OTelSdkRe
 
 fn span(name: &str) -> SpanData {
     SpanData {
-        span_context: SpanContext::new(
-            TraceId::from(1),
-            SpanId::from(2),
-            TraceFlags::SAMPLED,
-            false,
-            TraceState::NONE,
-        ),
-        parent_span_id: SpanId::INVALID,
-        parent_span_is_remote: false,
-        span_kind: SpanKind::Internal,
         name: name.to_owned().into(),
-        start_time: UNIX_EPOCH,
-        end_time: UNIX_EPOCH,
-        attributes: Vec::new(),
-        dropped_attributes_count: 0,
-        events: SpanEvents::default(),
-        links: SpanLinks::default(),
-        status: Status::Unset,
-        instrumentation_scope: Default::default(),
+        ..new_test_export_span_data()
     }
 }
