@@ -85,6 +85,11 @@ mod tests {
     /// Guarantees: each property holds for each of its inputs.
     #[test]
     fn kept_inputs_break_no_property() {
+        // They are in the repository, and not in the package.
+        let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.lock");
+        if !repository.exists() {
+            return;
+        }
         for (name, property) in PROPERTIES {
             let replayed: usize = ["corpus", "found"]
                 .map(|kind| replay(&format!("../fuzz/{kind}/{name}"), *property))
