@@ -10,7 +10,7 @@ use crate::redact;
 use crate::retry::{self, Decision, Outcome, Progress, RetryPolicy};
 use crate::sync::{Mutex, MutexGuard};
 use futures_util::future::{Either, select};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, header};
 use opentelemetry::Context;
 use opentelemetry::otel_debug;
 use opentelemetry::trace::FutureExt as _;
@@ -291,8 +291,12 @@ pub(crate) fn shown<'a>(response: &Response<Bytes>, text: &'a [u8]) -> Cow<'a, s
 
 impl Secrets {
     fn of(headers: &HeaderMap) -> Self {
-        let sensitive = headers.values().filter(|value| value.is_sensitive());
-        Self(sensitive.cloned().collect())
+        let sensitive = headers.iter().filter(|(_, value)| value.is_sensitive());
+        // Every configured header is marked, so among the others are such as `x-tenant: 1`.
+        let secret = |(name, value): &(&HeaderName, &HeaderValue)| {
+            *name == header::AUTHORIZATION || value.len() >= redact::TELLING
+        };
+        Self(sensitive.filter(secret).map(|(_, v)| v.clone()).collect())
     }
 
     fn are_repeated_in(&self, text: &[u8]) -> bool {

@@ -153,7 +153,7 @@ fn response_body_is_shown_at_debug_level() {
 }
 
 /// Scenario: responses at debug level that repeat the token, a configured key, or a part of one.
-/// Guarantees: there is a line, and what would show a credential is withheld.
+/// Guarantees: there is a line, what would show a credential is withheld, and nothing else is.
 #[test]
 fn response_that_repeats_a_credential_is_withheld_at_debug_level() {
     let logs = Logs::capture(Level::DEBUG);
@@ -161,18 +161,21 @@ fn response_that_repeats_a_credential_is_withheld_at_debug_level() {
     let collector = Collector::scripted([
         Reply::status(400).with_body("your token token-s3cret is bad"),
         Reply::status(400).with_body("no key ends in en-s3cret"),
-        Reply::status(400).with_body("your key is s3cret"),
+        Reply::status(400).with_body("your key is key-s3cret"),
+        Reply::status(400).with_body("tenant 1 is over its quota"),
         Reply::partial(1, "sent by Bearer token-s3cret"),
         Reply::status(200).with_body("token-s3cret, how nice"),
     ]);
     let exporter = builder(&collector.endpoint())
-        .with_header("x-api-key", "s3cret")
+        .with_header("x-api-key", "key-s3cret")
+        .with_header("x-tenant", "1")
         .build()
         .unwrap();
-    for _ in 0..5 {
+    for _ in 0..6 {
         let _ = export_under(context_with(&token), &exporter, spans(1));
     }
     let text = logs.text();
     assert_eq!(text.matches("withheld").count(), 5, "{text}");
+    assert!(text.contains("tenant 1 is over its quota"), "{text}");
     assert!(!text.contains("s3cret"), "{text}");
 }
