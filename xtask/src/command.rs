@@ -13,15 +13,20 @@ pub(crate) fn cargo(arguments: &[&str]) -> Outcome {
 }
 
 pub(crate) fn run(mut command: Command) -> Outcome {
-    // What is tested is on this machine, also where everything else is behind a proxy.
     let status = command
-        .env("NO_PROXY", "127.0.0.1,localhost")
+        .env("NO_PROXY", no_proxy())
         .status()
         .map_err(|error| format!("{command:?} could not be started: {error}"))?;
     match status.success() {
         true => Ok(()),
         false => Err(format!("{command:?} ended with {status}")),
     }
+}
+
+/// What is tested is on this machine, also where everything else is behind a proxy. What is named already stays.
+fn no_proxy() -> String {
+    let named = std::env::var("NO_PROXY").unwrap_or_default();
+    format!("127.0.0.1,localhost,{named}")
 }
 
 /// Kills it when it takes longer.

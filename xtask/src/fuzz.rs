@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::command::{Outcome, run};
+use crate::steps::published;
 use crate::tools::{modified, root, tool};
 
 const CARGO_FUZZ_VERSION: &str = "0.13.1";
@@ -60,8 +61,7 @@ pub(crate) fn lint() -> Outcome {
     let mut clippy = Command::new(env!("CARGO"));
     clippy
         .args(["clippy", "--quiet"])
-        .args(["--package", "opentelemetry-per-request"])
-        .args(["--package", "opentelemetry-otlp-direct"])
+        .args(published().flat_map(|package| ["--package", package]))
         .args(["--", "-D", "warnings"])
         .env("RUSTFLAGS", "--cfg fuzzing")
         .env("CARGO_TARGET_DIR", root().join("target/fuzzing"));

@@ -3,6 +3,7 @@
 use std::process::Command;
 
 use crate::command::{Outcome, run};
+use crate::steps::published;
 use crate::tools::tool;
 
 const CARGO_SEMVER_CHECKS_VERSION: &str = "0.51.0";
@@ -19,7 +20,7 @@ pub(crate) fn semver(arguments: &[&str]) -> Outcome {
     )?;
     let mut command = Command::new(program);
     command.args(["semver-checks", "--baseline-rev", baseline]);
-    for package in ["opentelemetry-per-request", "opentelemetry-otlp-direct"] {
+    for package in published() {
         command.args(["--package", package]);
     }
     run(command)

@@ -35,6 +35,11 @@ const PUBLISHED: [(&str, &[&str]); 2] = [
 
 const EXAMPLES: [&str; 4] = ["direct", "otlp_http", "otlp_grpc", "per_request_tokens"];
 
+/// The names of the crates that are published.
+pub(crate) fn published() -> impl Iterator<Item = &'static str> {
+    PUBLISHED.iter().map(|(package, _)| *package)
+}
+
 /// A named part of `cargo xtask test`.
 struct Step {
     name: &'static str,
@@ -230,7 +235,7 @@ fn examples() -> Outcome {
 
 fn package() -> Outcome {
     let mut arguments = vec!["package", "--allow-dirty"];
-    for (package, _) in &PUBLISHED {
+    for package in published() {
         arguments.extend(["--package", package]);
     }
     cargo(&arguments)
