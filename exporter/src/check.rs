@@ -1,6 +1,6 @@
 //! One request without spans, and what its answer says about endpoint, path and credentials.
 
-use crate::delivery::{Body, Delivery, Sent, log_body};
+use crate::delivery::{Body, Delivery, Sent};
 use crate::error::{CheckError, TransportError, refuses_credentials};
 use http::StatusCode;
 use opentelemetry::Context;
@@ -22,7 +22,7 @@ pub(crate) async fn check(delivery: &Delivery) -> Result<(), CheckError> {
         Sent::Answered(response) => {
             let result = judge(endpoint, response.status());
             if result.is_err() {
-                log_body(&response);
+                delivery.log_body(&response);
             }
             result
         }

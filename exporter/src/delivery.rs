@@ -10,7 +10,7 @@ use crate::redact;
 use crate::retry::{self, Decision, Outcome, Progress, RetryPolicy};
 use crate::sync::{Mutex, MutexGuard};
 use futures_util::future::{Either, select};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
 use opentelemetry::Context;
 use opentelemetry::otel_debug;
 use opentelemetry::trace::FutureExt as _;
@@ -64,9 +64,9 @@ pub(crate) struct Budget {
     waited_for_collector: Duration,
 }
 
-/// The header values of a request that nobody may see. Its response remembers them, because it may repeat them.
+/// The credential of a request. Its response remembers it, because it may repeat it.
 #[derive(Clone)]
-struct Secrets(Vec<HeaderValue>);
+struct SentUnder(HeaderValue);
 
 /// What came of one attempt.
 #[derive(Debug)]
@@ -163,8 +163,8 @@ impl Delivery {
         authorization: Option<HeaderValue>,
         time: Option<Duration>,
     ) -> Sent {
+        let sent_under = authorization.clone().map(SentUnder);
         let request = self.request(body, authorization);
-        let secrets = Secrets::of(request.headers());
         // The call itself is inside as well: a client may read the context before its future is polled.
         let send = async { self.client.send_bytes(request).await }
             .with_context(cx.with_telemetry_suppressed());
@@ -177,7 +177,9 @@ impl Delivery {
         };
         match result {
             Ok(mut response) => {
-                response.extensions_mut().insert(secrets);
+                if let Some(sent_under) = sent_under {
+                    response.extensions_mut().insert(sent_under);
+                }
                 Sent::Answered(response)
             }
             Err(error) => Sent::Failed(error),
@@ -243,8 +245,42 @@ impl Delivery {
         if refuses_credentials(status) {
             self.circuits().refused(credential, clock::monotonic());
         }
-        log_body(&response);
+        self.log_body(&response);
         Err(ExportError::Status { status, attempts })
+    }
+
+    /// For debugging only: who knows what is in it.
+    pub(crate) fn log_body(&self, response: &Response<Bytes>) {
+        otel_debug!(
+            name: "DirectExporter.ResponseBody",
+            status = response.status().as_u16(),
+            body = self.shown(response, response.body()).as_ref()
+        );
+    }
+
+    /// The start of a text that came with this response, unless it repeats a credential that the request was sent with.
+    pub(crate) fn shown<'a>(&self, response: &Response<Bytes>, text: &'a [u8]) -> Cow<'a, str> {
+        const SHOWN_BYTES: usize = 1024;
+        let text = &text[..text.len().min(SHOWN_BYTES)];
+        match self.secrets(response).any(|s| redact::repeats(text, s)) {
+            true => Cow::Borrowed("(withheld: it repeats a credential)"),
+            false => String::from_utf8_lossy(text),
+        }
+    }
+
+    /// What a response must not be seen to repeat.
+    fn secrets<'a>(&'a self, response: &'a Response<Bytes>) -> impl Iterator<Item = &'a [u8]> {
+        let sent_under = response.extensions().get::<SentUnder>();
+        let sensitive = self.headers.values().filter(|value| value.is_sensitive());
+        // Every configured header is marked, so among them are such as `x-tenant: 1`.
+        let configured = sensitive.filter(|value| value.len() >= redact::TELLING);
+        let values = sent_under.map(|SentUnder(value)| value).into_iter();
+        values.chain(configured).map(|value| {
+            // What follows a scheme: "Bearer" is no secret, and a collector may well speak of it.
+            let bytes = value.as_bytes();
+            let scheme = bytes.iter().position(|byte| *byte == b' ');
+            &bytes[scheme.map_or(0, |at| at + 1)..]
+        })
     }
 
     fn timed_out(&self) -> ExportError {
@@ -264,49 +300,6 @@ impl fmt::Debug for Delivery {
             .field("headers", &self.headers)
             .field("limits", &self.limits)
             .finish_non_exhaustive()
-    }
-}
-
-/// For debugging only: who knows what is in it.
-pub(crate) fn log_body(response: &Response<Bytes>) {
-    otel_debug!(
-        name: "DirectExporter.ResponseBody",
-        status = response.status().as_u16(),
-        body = shown(response, response.body()).as_ref()
-    );
-}
-
-/// The start of a text that came with this response, unless it repeats a credential that the request was sent with.
-pub(crate) fn shown<'a>(response: &Response<Bytes>, text: &'a [u8]) -> Cow<'a, str> {
-    const SHOWN_BYTES: usize = 1024;
-    let text = &text[..text.len().min(SHOWN_BYTES)];
-    let secrets = response.extensions().get::<Secrets>();
-    match secrets.is_some_and(|secrets| secrets.are_repeated_in(text)) {
-        true => Cow::Borrowed("(withheld: it repeats a credential)"),
-        false => String::from_utf8_lossy(text),
-    }
-}
-
-// ===== impl Secrets =====
-
-impl Secrets {
-    fn of(headers: &HeaderMap) -> Self {
-        let sensitive = headers.iter().filter(|(_, value)| value.is_sensitive());
-        // Every configured header is marked, so among the others are such as `x-tenant: 1`.
-        let secret = |(name, value): &(&HeaderName, &HeaderValue)| {
-            *name == header::AUTHORIZATION || value.len() >= redact::TELLING
-        };
-        Self(sensitive.filter(secret).map(|(_, v)| v.clone()).collect())
-    }
-
-    fn are_repeated_in(&self, text: &[u8]) -> bool {
-        // What follows a scheme: "Bearer" is no secret, and a collector may well speak of it.
-        let secret = |value: &HeaderValue| {
-            let bytes = value.as_bytes();
-            let scheme = bytes.iter().position(|byte| *byte == b' ');
-            redact::repeats(text, &bytes[scheme.map_or(0, |at| at + 1)..])
-        };
-        self.0.iter().any(secret)
     }
 }
 

@@ -1,7 +1,7 @@
 //! The SDK's trait: a batch becomes requests, their answers become one result.
 
 use crate::config::{Compression, DirectExporterBuilder};
-use crate::delivery::{Body, Budget, Delivery, MAX_RESPONSE_BYTES, log_body, shown};
+use crate::delivery::{Body, Budget, Delivery, MAX_RESPONSE_BYTES};
 use crate::encode::{EncodedResource, Plan};
 use crate::error::{CheckError, ExportError, describe, to_sdk};
 use crate::log::{log_failure, log_warning};
@@ -312,7 +312,7 @@ impl Shared {
             otel_debug!(
                 name: "DirectExporter.CollectorMessage",
                 rejected = rejected,
-                message = shown(response, partial.error_message.as_bytes()).as_ref()
+                message = self.delivery.shown(response, partial.error_message.as_bytes()).as_ref()
             );
         }
         if rejected == 0 && !partial.error_message.is_empty() {
@@ -344,7 +344,7 @@ impl Shared {
     }
 
     fn warn_undecodable(&self, response: &Response<Bytes>) {
-        log_body(response);
+        self.delivery.log_body(response);
         if let Some(suppressed) = self.telemetry.admit_warning(Topic::UndecodableResponse) {
             log_warning!(
                 name: "DirectExporter.UndecodableResponse",
