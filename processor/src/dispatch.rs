@@ -318,6 +318,20 @@ impl Dispatch {
         }
     }
 
+    /// Lets go of a request that was kept open by a child that is no span.
+    pub(crate) fn release(&mut self, trace: TraceId, hold: SpanId) {
+        if self.closed {
+            return;
+        }
+        if let Lookup::Known(request) = self.registry.end(trace, hold) {
+            request.open -= 1;
+            let (root, open) = (request.root(), request.open);
+            if open == 0 {
+                self.finish(RequestId { trace, root });
+            }
+        }
+    }
+
     /// Counts a span that is not taken. An unsampled one was never counted as ended.
     fn refuse(&mut self, counts: bool, reason: DropReason, trace: TraceId) {
         if counts && reason == DropReason::QueueFull && self.stats.queued == self.stats.pending() {

@@ -3,18 +3,14 @@
 use std::future::Future;
 use std::time::Duration;
 
-#[cfg(target_family = "wasm")]
 use opentelemetry::Context;
-#[cfg(target_family = "wasm")]
-use opentelemetry::trace::TraceContextExt as _;
-use opentelemetry::trace::TraceId;
+use opentelemetry::trace::{SpanId, TraceContextExt as _, TraceId};
+use opentelemetry_sdk::trace::{IdGenerator as _, RandomIdGenerator};
 
 use crate::dispatch::Scope;
 use crate::error::FlushError;
 #[cfg(target_family = "wasm")]
 use crate::request::RequestId;
-#[cfg(target_family = "wasm")]
-use crate::runtime::Hold;
 use crate::runtime::Shared;
 use crate::stats::Stats;
 use crate::sync::Arc;
@@ -125,6 +121,49 @@ impl Handle {
             .unwrap_or_default()
     }
 
+    /// Keeps the request open that the active span of `cx` belongs to, as an open span of it would, until what is returned is
+    /// dropped.
+    ///
+    /// A request is over when the last of its spans has ended, and a span that starts below one of them after that is late
+    /// (`unknown_trace`): nothing proves any more whose it is. Work that starts spans later can keep its request open with
+    /// this, without a span of its own. [`Carry`](crate::Carry) does so.
+    ///
+    /// It counts as one of the [`max_spans_per_trace`](crate::Config::with_max_spans_per_trace), takes a place among
+    /// [`max_traces`](crate::Config::with_max_traces) for as long as it is kept, and is forgotten with its trace if that is
+    /// evicted. If the request is over already, or its trace is full, or no span is active, nothing is kept open.
+    ///
+    /// ```
+    /// # use opentelemetry_sdk::trace::InMemorySpanExporter;
+    /// use opentelemetry::Context;
+    /// use opentelemetry::trace::{TraceContextExt as _, Tracer as _, TracerProvider as _};
+    /// use opentelemetry_per_request::PerRequestSpanProcessor;
+    /// use opentelemetry_sdk::trace::SdkTracerProvider;
+    ///
+    /// # futures_executor::block_on(async {
+    /// let processor = PerRequestSpanProcessor::builder(InMemorySpanExporter::default()).build()?;
+    /// let telemetry = processor.handle();
+    /// let provider = SdkTracerProvider::builder().with_span_processor(processor).build();
+    /// let tracer = provider.tracer("docs");
+    ///
+    /// let cx = Context::new().with_span(tracer.start("request"));
+    /// let hold = telemetry.hold(&cx);
+    /// cx.span().end();
+    /// drop(tracer.start_with_context("afterwards", &cx));
+    /// drop(hold);
+    ///
+    /// telemetry.flush().await?;
+    /// assert_eq!(telemetry.stats().late.total(), 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    pub fn hold(&self, cx: &Context) -> Hold {
+        let span = cx.span();
+        let parent = span.span_context();
+        let shared = self.shared.clone().filter(|_| parent.is_valid());
+        Hold {
+            kept: shared.map(|shared| Kept::start(shared, parent.trace_id(), parent.span_id())),
+        }
+    }
+
     /// As [`flush`](Self::flush), for one request.
     #[cfg(target_family = "wasm")]
     pub(crate) fn flush_request(
@@ -142,17 +181,6 @@ impl Handle {
         }
     }
 
-    /// Keeps the request open that the active span of `cx` belongs to, if there is one.
-    #[cfg(target_family = "wasm")]
-    pub(crate) fn hold(&self, cx: &Context) -> Option<Hold> {
-        let shared = self.shared.clone()?;
-        let span = cx.span();
-        let parent = span.span_context();
-        parent
-            .is_valid()
-            .then(|| Hold::new(shared, parent.trace_id(), parent.span_id()))
-    }
-
     #[cfg(target_family = "wasm")]
     pub(crate) fn shared(&self) -> Option<&Arc<Shared>> {
         self.shared.as_ref()
@@ -168,6 +196,39 @@ impl Handle {
             shared.flush(scope, timeout)
         });
         done_or(flush)
+    }
+}
+
+// ===== impl Hold =====
+
+/// Keeps a request open until it is dropped: see [`Handle::hold`].
+#[derive(Debug)]
+#[must_use = "the request is kept open until this is dropped"]
+pub struct Hold {
+    kept: Option<Kept>,
+}
+
+/// A child of a span that is open in the registry and nowhere else.
+#[derive(Debug)]
+struct Kept {
+    shared: Arc<Shared>,
+    trace: TraceId,
+    id: SpanId,
+}
+
+impl Kept {
+    fn start(shared: Arc<Shared>, trace: TraceId, parent: SpanId) -> Self {
+        let id = RandomIdGenerator::default().new_span_id();
+        shared.start_child(trace, parent, id);
+        Self { shared, trace, id }
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        if let Some(kept) = self.kept.take() {
+            kept.shared.release(kept.trace, kept.id);
+        }
     }
 }
 

@@ -78,6 +78,7 @@
 
 #![forbid(unsafe_code)]
 
+mod active;
 mod clock;
 mod config;
 // Each runtime uses a part of it. Natively all of that is looked at, so nothing dead stays there.
@@ -87,10 +88,15 @@ mod error;
 mod export;
 mod handle;
 mod hash;
+// Each of the two uses a part of it.
 /// For the fuzz targets in `fuzz`, which are built with this `cfg`, and for the tests of this crate.
 #[cfg(all(any(test, fuzzing), not(target_family = "wasm")))]
 #[doc(hidden)]
 pub mod hostile;
+#[cfg(any(feature = "tower", target_family = "wasm", test))]
+#[allow(dead_code)]
+#[cfg_attr(not(target_family = "wasm"), allow(unreachable_pub))]
+mod http;
 #[cfg(feature = "metrics")]
 mod metrics;
 mod notices;
@@ -104,12 +110,6 @@ mod sync;
 mod testing;
 #[cfg(target_family = "wasm")]
 pub mod workers;
-/// The part of it that is pure, for its tests.
-#[cfg(all(test, not(target_family = "wasm")))]
-#[path = "workers/http.rs"]
-#[allow(dead_code, unreachable_pub, reason = "the rest is of Workers only")]
-mod workers_http;
-
 #[cfg(all(
     target_family = "wasm",
     not(all(target_os = "unknown", feature = "worker"))
@@ -118,6 +118,10 @@ compile_error!(
     "on wasm this crate works in Cloudflare Workers only: build it for wasm32-unknown-unknown, with the feature `worker`"
 );
 
+pub use active::{
+    ActiveSpan, CANCELLED_ATTRIBUTE, Carried, Carry, ChildSpan, InSpan, Outcome, RequestTracer,
+    active_span, in_child, in_child_sync,
+};
 pub use config::{
     Config, DEFAULT_EXPORT_TIMEOUT, DEFAULT_MAX_BATCH_SIZE, DEFAULT_MAX_CONCURRENT_EXPORTS,
     DEFAULT_MAX_EXPORTS_PER_REQUEST, DEFAULT_MAX_PENDING_SPANS, DEFAULT_MAX_SPANS_PER_TRACE,
@@ -126,6 +130,6 @@ pub use config::{
     MAX_TRACES,
 };
 pub use error::{ConfigError, Deadlock, FlushError};
-pub use handle::Handle;
+pub use handle::{Handle, Hold};
 pub use processor::{Builder, PerRequestSpanProcessor};
 pub use stats::{DropReason, Dropped, Late, LateReason, Stats};

@@ -4,13 +4,12 @@ use std::time::Duration;
 
 use lru::LruCache;
 use opentelemetry::Context;
-use opentelemetry::trace::{SpanId, TraceId};
+use opentelemetry::trace::TraceId;
 
 use super::{Batch, Dispatch, Flush, Late, Report};
 use crate::clock::Instant;
 use crate::config::Config;
 use crate::hash::IdHash;
-use crate::registry::Lookup;
 use crate::request::{Allowance, Change, RequestId, Schedule};
 
 impl Dispatch {
@@ -25,20 +24,6 @@ impl Dispatch {
             },
             late: Late::ByTrace(LruCache::unbounded_with_hasher(IdHash::default())),
             ..Self::new(config, fallback, mark_late)
-        }
-    }
-
-    /// Lets go of a request that was kept open by a child that is no span.
-    pub(crate) fn release(&mut self, trace: TraceId, hold: SpanId) {
-        if self.closed {
-            return;
-        }
-        if let Lookup::Known(request) = self.registry.end(trace, hold) {
-            request.open -= 1;
-            let (root, open) = (request.root(), request.open);
-            if open == 0 {
-                self.finish(RequestId { trace, root });
-            }
         }
     }
 

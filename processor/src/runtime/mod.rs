@@ -10,7 +10,7 @@ mod workers;
 #[cfg(not(target_family = "wasm"))]
 pub(crate) use threads::{OwnRuntime, Shared};
 #[cfg(target_family = "wasm")]
-pub(crate) use workers::{Hold, OwnRuntime, Shared};
+pub(crate) use workers::{OwnRuntime, Shared};
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 

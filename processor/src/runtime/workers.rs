@@ -17,7 +17,7 @@ use futures_util::future::{Either, select};
 use opentelemetry::Context;
 use opentelemetry::trace::{SpanId, TraceId};
 use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::trace::{IdGenerator as _, RandomIdGenerator, SpanData};
+use opentelemetry_sdk::trace::SpanData;
 use worker::send::SendFuture;
 
 use crate::clock::Instant;
@@ -162,13 +162,8 @@ impl Shared {
         drop(span);
     }
 
-    fn start_hold(self: &Arc<Self>, trace: TraceId, parent: SpanId) -> SpanId {
-        let id = RandomIdGenerator::default().new_span_id();
-        self.start_child(trace, parent, id);
-        id
-    }
-
-    fn end_hold(self: &Arc<Self>, trace: TraceId, id: SpanId) {
+    /// Lets go of a child that is no span.
+    pub(crate) fn release(self: &Arc<Self>, trace: TraceId, id: SpanId) {
         self.event(Reach::own(trace), |state| state.dispatch.release(trace, id));
     }
 
@@ -491,29 +486,6 @@ impl Shared {
     #[cfg(feature = "metrics")]
     pub(crate) fn max_pending_spans(&self) -> u64 {
         self.state.lock().dispatch.max_pending_spans()
-    }
-}
-
-// ===== impl Hold =====
-
-/// Keeps a request open, as an open span of it would.
-#[derive(Debug)]
-pub(crate) struct Hold {
-    shared: Arc<Shared>,
-    trace: TraceId,
-    id: SpanId,
-}
-
-impl Hold {
-    pub(crate) fn new(shared: Arc<Shared>, trace: TraceId, parent: SpanId) -> Self {
-        let id = shared.start_hold(trace, parent);
-        Self { shared, trace, id }
-    }
-}
-
-impl Drop for Hold {
-    fn drop(&mut self) {
-        self.shared.end_hold(self.trace, self.id);
     }
 }
 

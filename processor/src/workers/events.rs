@@ -12,7 +12,8 @@ use worker::{Env, MessageBatch, ScheduledEvent};
 
 use super::root::{Opening, Root};
 use super::telemetry::{Running, Telemetry};
-use super::{IncomingRequest, OutgoingResponse, http};
+use super::{IncomingRequest, OutgoingResponse};
+use crate::http;
 
 impl Telemetry {
     /// Handles a `fetch` event inside a SERVER span: of a Worker, with its `Context`, or of a Durable Object, with whatever it

@@ -43,15 +43,14 @@ mod carrier;
 pub(crate) mod console;
 mod env;
 mod events;
-mod http;
 mod keep_alive;
 mod rescue;
 mod root;
 mod telemetry;
 mod timer;
 
+pub use crate::http::{IncomingRequest, OutgoingResponse};
 pub use carrier::{WorkerHeaderExtractor, WorkerHeaderInjector};
-pub use http::{IncomingRequest, OutgoingResponse};
 pub(crate) use keep_alive::KeepAlive;
 pub use keep_alive::WaitUntil;
 pub use opentelemetry_http::{HeaderExtractor, HeaderInjector};

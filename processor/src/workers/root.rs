@@ -6,7 +6,7 @@ use std::future::Future;
 
 use lru::LruCache;
 use opentelemetry::trace::{
-    FutureExt as _, Link, SpanId, SpanKind, SpanRef, Status, TraceContextExt as _, Tracer as _,
+    FutureExt as _, Link, SpanBuilder, SpanId, SpanKind, SpanRef, Status, TraceContextExt as _,
 };
 use opentelemetry::{Context, KeyValue};
 
@@ -47,14 +47,11 @@ pub(super) struct OpenRoots(Arc<Mutex<LruCache<SpanId, Context>>>);
 impl<'a> Root<'a> {
     /// Starts a root span. What it starts under is the context that all spans of its request are exported under.
     pub(super) fn start(running: &'a Running, parent: &Context, opening: Opening) -> Self {
-        let span = running
-            .tracer()
-            .span_builder(opening.name)
+        let builder = SpanBuilder::from_name(opening.name)
             .with_kind(opening.kind)
             .with_attributes(opening.attributes)
-            .with_links(opening.links)
-            .start_with_context(running.tracer(), parent);
-        let cx = parent.with_span(span);
+            .with_links(opening.links);
+        let cx = running.tracer().start_in(builder, parent);
         let started = cx.span().span_context().clone();
         let (trace, root) = (started.trace_id(), started.span_id());
         let cx = cx.with_value(RootOf(root));

@@ -8,14 +8,15 @@ use std::sync::OnceLock;
 
 use opentelemetry::Context;
 use opentelemetry::propagation::TextMapPropagator as _;
-use opentelemetry::trace::{FutureExt as _, TracerProvider as _};
+use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
-use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider, TracerProviderBuilder};
+use opentelemetry_sdk::trace::{SdkTracerProvider, TracerProviderBuilder};
 use worker::Env;
 
 use super::env::resource;
 use super::root::OpenRoots;
 use super::{IncomingRequest, WaitUntil, console, rescue};
+use crate::active::{Carry as _, RequestTracer};
 use crate::handle::Handle;
 use crate::processor::PerRequestSpanProcessor;
 
@@ -59,7 +60,7 @@ pub struct SetUp {
 /// Telemetry that was set up.
 pub(super) struct Running {
     handle: Handle,
-    tracer: SdkTracer,
+    tracer: RequestTracer,
     propagator: TraceContextPropagator,
     request_context: Option<RequestContext>,
     /// There if a panic hook needs them.
@@ -91,18 +92,12 @@ impl Telemetry {
     ///
     /// A span that starts after its request is over is late, because nothing proves any more whose it is. `work` keeps the
     /// request open, so its spans leave under the request's own context, as they end. `ctx.wait_until` itself forgets the
-    /// context: a span that starts there is the root of a trace of its own.
+    /// context: a span that starts there is the root of a trace of its own. This is the same as
+    /// `ctx.wait_until(work.carried())`, with the trait [`Carry`](crate::Carry).
     ///
     /// If the request is over already, or its trace is full, nothing is kept open.
     pub fn wait_until(&self, ctx: &impl WaitUntil, work: impl Future<Output = ()> + 'static) {
-        let running = self.running.get().and_then(Option::as_ref);
-        let cx = Context::current();
-        let hold = running.and_then(|running| running.handle.hold(&cx));
-        let work = work.with_context(cx);
-        ctx.wait_until(async move {
-            work.await;
-            drop(hold);
-        });
+        ctx.wait_until(work.carried());
     }
 
     pub(super) fn running(&self, env: &Env) -> Option<&Running> {
@@ -197,6 +192,7 @@ impl SetUp {
         };
         let provider = builder.with_span_processor(self.processor).build();
         let tracer = provider.tracer(env!("CARGO_PKG_NAME"));
+        let tracer = RequestTracer::new(tracer).with_handle(handle.clone());
         opentelemetry::global::set_tracer_provider(provider);
         Running {
             handle,
@@ -224,7 +220,7 @@ impl Running {
         self.handle.clone()
     }
 
-    pub(super) fn tracer(&self) -> &SdkTracer {
+    pub(super) fn tracer(&self) -> &RequestTracer {
         &self.tracer
     }
 

@@ -23,6 +23,7 @@ use std::time::Duration;
 
 use opentelemetry::Context;
 use opentelemetry::otel_warn;
+use opentelemetry::trace::{SpanId, TraceId};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::SpanData;
 
@@ -178,12 +179,7 @@ impl Shared {
         self.unlock(state);
     }
 
-    pub(crate) fn start_child(
-        &self,
-        trace: opentelemetry::trace::TraceId,
-        parent: opentelemetry::trace::SpanId,
-        span: opentelemetry::trace::SpanId,
-    ) {
+    pub(crate) fn start_child(&self, trace: TraceId, parent: SpanId, span: SpanId) {
         let mut state = self.state.lock();
         state.dispatch.start_child(trace, parent, span);
         self.unlock(state);
@@ -195,6 +191,13 @@ impl Shared {
         state.dispatch.end(&mut span);
         self.unlock(state);
         drop(span);
+    }
+
+    /// Lets go of a child that is no span.
+    pub(crate) fn release(&self, trace: TraceId, id: SpanId) {
+        let mut state = self.state.lock();
+        state.dispatch.release(trace, id);
+        self.unlock(state);
     }
 
     /// Notes something that the user should hear.

@@ -1,6 +1,6 @@
-//! What a span says of an HTTP request, by the semantic conventions for HTTP servers.
+//! What a span says of an HTTP request, by the semantic conventions for HTTP.
 
-use http::Uri;
+use ::http::Uri;
 use opentelemetry::KeyValue;
 
 /// A request as a `fetch` event has it: a `worker::Request` or an `http::Request`.
@@ -30,7 +30,7 @@ impl IncomingRequest for worker::Request {
     }
 }
 
-impl<B> IncomingRequest for http::Request<B> {
+impl<B> IncomingRequest for ::http::Request<B> {
     fn method(&self) -> String {
         self.method().to_string()
     }
@@ -58,7 +58,7 @@ impl OutgoingResponse for worker::Response {
     }
 }
 
-impl<B> OutgoingResponse for http::Response<B> {
+impl<B> OutgoingResponse for ::http::Response<B> {
     fn status(&self) -> u16 {
         self.status().as_u16()
     }
@@ -69,7 +69,7 @@ const METHODS: [&str; 10] = [
     "CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE",
 ];
 
-pub(super) fn span_name(method: &str) -> &'static str {
+pub(crate) fn span_name(method: &str) -> &'static str {
     known(method).unwrap_or("HTTP")
 }
 
@@ -77,7 +77,7 @@ fn known(method: &str) -> Option<&'static str> {
     METHODS.into_iter().find(|known| *known == method)
 }
 
-pub(super) fn attributes(request: &impl IncomingRequest) -> Vec<KeyValue> {
+pub(crate) fn attributes(request: &impl IncomingRequest) -> Vec<KeyValue> {
     let method = request.method();
     let mut attributes = Vec::with_capacity(8);
     match known(&method) {

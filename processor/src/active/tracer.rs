@@ -1,0 +1,134 @@
+//! What starts the spans of a request, and keeps the request open: carried by its context.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+
+use opentelemetry::Context;
+use opentelemetry::global::{self, BoxedSpan, BoxedTracer};
+use opentelemetry::trace::{Span, SpanBuilder, TraceContextExt as _, Tracer};
+
+use super::child::ChildSpan;
+use super::run::InSpan;
+use crate::handle::{Handle, Hold};
+
+/// The instrumentation scope of spans that nobody named a tracer for.
+const SCOPE: &str = env!("CARGO_PKG_NAME");
+
+/// What starts the spans of a request, below its first one too, and what keeps a request open while work of it goes on.
+///
+/// It is carried in the [`Context`] of each request, by the layer that serves it or by [`run`](Self::run), so neither a global
+/// tracer provider nor a single one per process is needed. Cheap to clone.
+///
+/// ```
+/// # use opentelemetry_sdk::trace::InMemorySpanExporter;
+/// use opentelemetry::Context;
+/// use opentelemetry::trace::TracerProvider as _;
+/// use opentelemetry_per_request::{PerRequestSpanProcessor, RequestTracer, in_child};
+/// use opentelemetry_sdk::trace::SdkTracerProvider;
+///
+/// # futures_executor::block_on(async {
+/// let processor = PerRequestSpanProcessor::builder(InMemorySpanExporter::default()).build()?;
+/// let telemetry = processor.handle();
+/// let provider = SdkTracerProvider::builder().with_span_processor(processor).build();
+/// let tracer = RequestTracer::new(provider.tracer("jobs")).with_handle(telemetry.clone());
+///
+/// // A job from a queue, under whatever its spans are to be exported under.
+/// tracer.run("job", &Context::new(), async {
+///     in_child("step", async {}).await;
+/// }).await;
+///
+/// telemetry.flush().await?;
+/// assert_eq!(telemetry.stats().exported, 2);
+/// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+/// ```
+#[derive(Clone)]
+pub struct RequestTracer {
+    /// The global one if there is none.
+    tracer: Option<Arc<BoxedTracer>>,
+    handle: Option<Handle>,
+}
+
+impl RequestTracer {
+    /// Spans are started by `tracer`.
+    pub fn new<T, S>(tracer: T) -> Self
+    where
+        T: Tracer<Span = S> + Send + Sync + 'static,
+        S: Span + Send + Sync + 'static,
+    {
+        Self {
+            tracer: Some(Arc::new(BoxedTracer::new(Box::new(tracer)))),
+            handle: None,
+        }
+    }
+
+    /// Spans are started by whatever the global tracer provider is at that moment. Until one is set, no span is recorded.
+    pub fn global() -> Self {
+        Self {
+            tracer: None,
+            handle: None,
+        }
+    }
+
+    /// Keeps requests of this processor open for work that is [carried](super::Carry) out of them.
+    #[must_use]
+    pub fn with_handle(mut self, handle: Handle) -> Self {
+        self.handle = Some(handle);
+        self
+    }
+
+    /// Runs `work` in a span that starts under `parent`: a local root, if nothing in `parent` is active in this process.
+    ///
+    /// What is in `parent` is what all spans of this request are exported under. The span starts now, and ends as that of
+    /// [`in_child`](super::in_child) does. What `work` returns says nothing to the span; [`ActiveSpan::fail`] does.
+    ///
+    /// [`ActiveSpan::fail`]: super::ActiveSpan::fail
+    pub fn run<F: Future>(
+        &self,
+        name: impl Into<Cow<'static, str>>,
+        parent: &Context,
+        work: F,
+    ) -> InSpan<F> {
+        self.start(SpanBuilder::from_name(name), parent).run(work)
+    }
+
+    /// Starts a span under `parent`, with a kind, attributes, links, or a time to start at.
+    pub fn start(&self, builder: SpanBuilder, parent: &Context) -> ChildSpan {
+        ChildSpan::open(self.start_in(builder, parent))
+    }
+
+    /// The same, for somebody who ends it: the context in which it is active.
+    pub(crate) fn start_in(&self, builder: SpanBuilder, parent: &Context) -> Context {
+        let span = self.build(builder, parent);
+        // After the start: what is saved of `parent` is to own no tracer, because that would keep the provider.
+        parent.with_value(self.clone()).with_span(span)
+    }
+
+    /// What starts spans below the active one of `cx`.
+    pub(super) fn of(cx: &Context) -> Cow<'_, Self> {
+        match cx.get::<Self>() {
+            Some(tracer) => Cow::Borrowed(tracer),
+            None => Cow::Owned(Self::global()),
+        }
+    }
+
+    pub(super) fn build(&self, builder: SpanBuilder, parent: &Context) -> BoxedSpan {
+        match &self.tracer {
+            Some(tracer) => tracer.build_with_context(builder, parent),
+            None => global::tracer(SCOPE).build_with_context(builder, parent),
+        }
+    }
+
+    pub(super) fn hold(&self, cx: &Context) -> Option<Hold> {
+        self.handle.as_ref().map(|handle| handle.hold(cx))
+    }
+}
+
+impl fmt::Debug for RequestTracer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RequestTracer")
+            .field("handle", &self.handle)
+            .finish_non_exhaustive()
+    }
+}
