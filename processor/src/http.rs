@@ -70,17 +70,17 @@ const METHODS: [&str; 10] = [
 ];
 
 pub(crate) fn span_name(method: &str) -> &'static str {
-    known(method).unwrap_or("HTTP")
+    known_method(method).unwrap_or("HTTP")
 }
 
-fn known(method: &str) -> Option<&'static str> {
+pub(crate) fn known_method(method: &str) -> Option<&'static str> {
     METHODS.into_iter().find(|known| *known == method)
 }
 
 pub(crate) fn attributes(request: &impl IncomingRequest) -> Vec<KeyValue> {
     let method = request.method();
     let mut attributes = Vec::with_capacity(8);
-    match known(&method) {
+    match known_method(&method) {
         Some(known) => attributes.push(KeyValue::new("http.request.method", known)),
         None => {
             attributes.push(KeyValue::new("http.request.method", "_OTHER"));
@@ -116,7 +116,7 @@ fn url_attributes(url: &Uri) -> impl Iterator<Item = KeyValue> {
 }
 
 /// The names in a query. Its values may be secrets, and so may be what has no name.
-fn redacted(query: &str) -> String {
+pub(crate) fn redacted(query: &str) -> String {
     let redact = |part: &str| match part.split_once('=') {
         Some((name, _)) => format!("{name}=REDACTED"),
         None => "REDACTED".to_owned(),

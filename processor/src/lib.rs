@@ -86,6 +86,8 @@ mod config;
 mod dispatch;
 mod error;
 mod export;
+#[cfg(feature = "tower")]
+mod grpc;
 mod handle;
 mod hash;
 // Each of the two uses a part of it.
@@ -104,6 +106,8 @@ mod processor;
 mod registry;
 mod request;
 mod runtime;
+#[cfg(feature = "tower")]
+pub mod server;
 mod stats;
 mod sync;
 #[cfg(test)]
