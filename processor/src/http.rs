@@ -1,9 +1,9 @@
 //! What a span says of an HTTP request, by the semantic conventions for HTTP.
 
-use ::http::Uri;
+use ::http::{HeaderMap, Uri};
 use opentelemetry::KeyValue;
 
-/// A request as a `fetch` event has it: a `worker::Request` or an `http::Request`.
+/// A request as a `fetch` event has it: a `worker::Request` or an `http::Request`, also without its body.
 pub trait IncomingRequest {
     /// The method, as it came: `GET`.
     fn method(&self) -> String;
@@ -40,9 +40,27 @@ impl<B> IncomingRequest for ::http::Request<B> {
     }
 
     fn header(&self, name: &str) -> Option<String> {
-        let value = self.headers().get(name)?;
-        value.to_str().ok().map(str::to_owned)
+        text_of(self.headers(), name)
     }
+}
+
+impl IncomingRequest for ::http::request::Parts {
+    fn method(&self) -> String {
+        self.method.to_string()
+    }
+
+    fn url(&self) -> String {
+        self.uri.to_string()
+    }
+
+    fn header(&self, name: &str) -> Option<String> {
+        text_of(&self.headers, name)
+    }
+}
+
+fn text_of(headers: &HeaderMap, name: &str) -> Option<String> {
+    let value = headers.get(name)?;
+    value.to_str().ok().map(str::to_owned)
 }
 
 /// A response as a `fetch` event has it: a `worker::Response` or an `http::Response`.

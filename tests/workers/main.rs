@@ -18,6 +18,7 @@ mod harness;
 mod isolation;
 mod one_request;
 mod panics;
+mod requests;
 mod set_up;
 mod spans;
 mod support;

@@ -4,6 +4,9 @@
 //! `id` in the query becomes the attribute `request` of the root and of every span below it, so that a test can tell which
 //! request a span was made in, whatever it arrives under.
 
+#[path = "scenarios/requests.rs"]
+mod requests;
+
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -66,11 +69,15 @@ pub(crate) async fn handle_outside(request: &Request, env: &Env) -> Option<Resul
     }
 }
 
+/// What has a span of its own around it: that of a layer.
+pub(crate) use requests::serve;
+
 pub(crate) async fn handle(request: Request, env: Env, ctx: Context) -> Result<Response> {
     let query = Query::of(&request)?;
     query.sign();
     match request.path().as_str() {
         "/work" => work(&query).await,
+        "/deep" => requests::deep(query.number("levels"), query.text("id")).await,
         "/nested" => nested(&query, query.number("depth")).await,
         "/background" => background(&query, &ctx),
         "/late" => late(&query, &ctx),

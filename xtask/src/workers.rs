@@ -32,10 +32,11 @@ const PUBLISHED: [(&str, &str); 4] = [
 ];
 
 /// What every Worker may be made of.
-const SHARED_SOURCES: [&str; 4] = [
+const SHARED_SOURCES: [&str; 5] = [
     "processor",
     "exporter",
     "tests/workers/scenarios.rs",
+    "tests/workers/scenarios",
     "Cargo.toml",
 ];
 

@@ -40,6 +40,10 @@ async fn fetch(request: Request, env: Env, ctx: Context) -> Result<Response> {
     if let Some(response) = scenarios::handle_outside(&request, &env).await {
         return response;
     }
+    #[cfg(feature = "scenarios")]
+    if request.path().starts_with("/axum/") {
+        return scenarios::serve(request, &env, ctx).await;
+    }
     TELEMETRY.instrument_fetch(request, env, ctx, handle).await
 }
 

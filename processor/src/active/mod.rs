@@ -19,6 +19,7 @@ use opentelemetry::{Context, Key, KeyValue, Value};
 
 pub use carry::{Carried, Carry};
 pub use child::ChildSpan;
+#[cfg(feature = "tower")]
 pub(crate) use run::within;
 pub use run::{InSpan, Outcome, in_child, in_child_sync};
 pub use tracer::RequestTracer;

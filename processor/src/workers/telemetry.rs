@@ -19,6 +19,8 @@ use super::{IncomingRequest, WaitUntil, console, rescue};
 use crate::active::{Carry as _, RequestTracer};
 use crate::handle::Handle;
 use crate::processor::PerRequestSpanProcessor;
+#[cfg(feature = "tower")]
+use crate::server::ServerLayer;
 
 type RequestContext = Box<dyn Fn(&dyn IncomingRequest, Context) -> Context + Send + Sync>;
 type Provider = Box<dyn FnOnce(TracerProviderBuilder) -> TracerProviderBuilder>;
@@ -98,6 +100,29 @@ impl Telemetry {
     /// If the request is over already, or its trace is full, nothing is kept open.
     pub fn wait_until(&self, ctx: &impl WaitUntil, work: impl Future<Output = ()> + 'static) {
         ctx.wait_until(work.carried());
+    }
+
+    /// A layer for a tower service that handles `fetch` events, such as an axum `Router`: the crate `worker` has them as
+    /// `http::Request` with its feature `http`. It is for use in the place of [`instrument_fetch`](Self::instrument_fetch), which
+    /// ends its span before the body of the response is on its way.
+    ///
+    /// Spans start under what [`SetUp::with_request_context`] makes of the request. If the set-up failed, nothing is traced. The
+    /// panic hook of [`SetUp::with_panic_rescue`] sends what is queued, and does not end the spans of this layer.
+    ///
+    /// ```ignore
+    /// #[event(fetch)]
+    /// async fn fetch(request: HttpRequest, env: Env, _ctx: Context) -> Result<http::Response<Body>> {
+    ///     let mut routes = routes().layer(TELEMETRY.server_layer(&env));
+    ///     Ok(routes.call(request).await?)
+    /// }
+    /// ```
+    #[cfg(feature = "tower")]
+    pub fn server_layer(&'static self, env: &Env) -> ServerLayer {
+        match self.running(env) {
+            Some(running) => ServerLayer::new(running.tracer.clone())
+                .with_request_context(|request, cx| running.request_context(request, cx)),
+            None => ServerLayer::new(RequestTracer::global()).with_filter(|_| false),
+        }
     }
 
     pub(super) fn running(&self, env: &Env) -> Option<&Running> {
@@ -240,6 +265,10 @@ impl Running {
     /// What the root span of a request starts under.
     pub(super) fn parent_of(&self, request: &impl IncomingRequest) -> Context {
         let cx = self.extract(|name| request.header(name));
+        self.request_context(request, cx)
+    }
+
+    fn request_context(&self, request: &impl IncomingRequest, cx: Context) -> Context {
         match &self.request_context {
             Some(context) => context(request, cx),
             None => cx,
