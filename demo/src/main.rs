@@ -82,7 +82,7 @@ async fn run(json: bool) -> Result<Account, Box<dyn Error>> {
         false => Some(Receiver::http()?),
     };
     let (provider, telemetry) = install(receiver.as_ref()).await?;
-    let service = Service::start(&provider).await?;
+    let service = Service::start(&provider, telemetry.clone()).await?;
 
     let on_a_terminal = !json && std::io::stderr().is_terminal();
     let progress = on_a_terminal.then(|| tokio::spawn(progress(telemetry.clone())));

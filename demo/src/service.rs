@@ -1,7 +1,7 @@
-//! The service: an ordinary axum application, instrumented by hand.
+//! The service: an ordinary axum application behind a `ServerLayer`.
 //!
-//! Three lines are what this project asks of it: make an [`ExportToken`] from the request's own credentials, attach it to
-//! the request's context, and run the handler under that context.
+//! What this project asks of it is in `Service::start`: a layer, and how a request's own credentials become an
+//! [`ExportToken`]. The handlers know nothing of tokens or exports.
 
 use std::future::Future;
 use std::io;
@@ -16,14 +16,12 @@ use axum::http::StatusCode;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
-use opentelemetry::context::FutureExt as _;
-use opentelemetry::propagation::TextMapPropagator as _;
-use opentelemetry::trace::{SpanKind, TraceContextExt as _, Tracer as _, TracerProvider as _};
-use opentelemetry::{Context, KeyValue};
-use opentelemetry_http::HeaderExtractor;
+use opentelemetry::KeyValue;
+use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_otlp_direct::ExportToken;
-use opentelemetry_sdk::propagation::TraceContextPropagator;
-use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
+use opentelemetry_per_request::server::ServerLayer;
+use opentelemetry_per_request::{Handle, RequestTracer, active_span, in_child};
+use opentelemetry_sdk::trace::SdkTracerProvider;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinHandle;
@@ -44,7 +42,6 @@ pub(crate) struct Service {
 
 #[derive(Clone)]
 struct App {
-    tracer: SdkTracer,
     /// Spans that the service has ended, counted by itself.
     ended: Arc<AtomicU64>,
     /// Work that outlives its response. All permits are free when it is done.
@@ -54,15 +51,25 @@ struct App {
 const BACKGROUND: u32 = 10_000;
 
 impl Service {
-    pub(crate) async fn start(provider: &SdkTracerProvider) -> io::Result<Self> {
+    pub(crate) async fn start(provider: &SdkTracerProvider, telemetry: Handle) -> io::Result<Self> {
         let app = App {
-            tracer: provider.tracer("orders"),
             ended: Arc::default(),
             background: Arc::new(Semaphore::new(BACKGROUND as usize)),
         };
+        let tracer = RequestTracer::new(provider.tracer("orders")).with_handle(telemetry);
+        let layer = ServerLayer::new(tracer)
+            .with_request_context(|request, cx| match request.extensions.get() {
+                Some(token) => ExportToken::attach_to(token, &cx),
+                None => cx,
+            })
+            .with_attributes(|request, attributes| {
+                let id = request.uri.path().rsplit('/').next().unwrap_or_default();
+                attributes.push(KeyValue::new(REQUEST_ATTRIBUTE, id.to_owned()));
+            });
         let router = Router::new()
             .route("/orders/{id}", get(order))
-            .layer(middleware::from_fn_with_state(app.clone(), trace_request))
+            .layer(layer)
+            .layer(middleware::from_fn(authenticate))
             .with_state(app.clone());
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
@@ -95,33 +102,13 @@ impl Service {
     }
 }
 
-/// The root span of each request.
-async fn trace_request(State(app): State<App>, request: Request, next: Next) -> Response {
+/// Whose request it is. Its telemetry is that one's, too.
+async fn authenticate(mut request: Request, next: Next) -> Response {
     let Some(token) = bearer(&request).and_then(|token| ExportToken::new(token).ok()) else {
         return StatusCode::UNAUTHORIZED.into_response();
     };
-    let parent = TraceContextPropagator::new().extract(&HeaderExtractor(request.headers()));
-    let cx = token.attach_to(&parent);
-    let path = request.uri().path();
-    let id = path.rsplit('/').next().unwrap_or_default().to_owned();
-    let span = app
-        .tracer
-        .span_builder("GET /orders/{id}")
-        .with_kind(SpanKind::Server)
-        .with_attributes([
-            KeyValue::new("http.request.method", "GET"),
-            KeyValue::new("http.route", "/orders/{id}"),
-            KeyValue::new("url.path", path.to_owned()),
-            KeyValue::new(REQUEST_ATTRIBUTE, id),
-        ])
-        .start_with_context(&app.tracer, &cx);
-    let cx = cx.with_span(span);
-    let response = next.run(request).with_context(cx.clone()).await;
-    let status = i64::from(response.status().as_u16());
-    cx.span()
-        .set_attribute(KeyValue::new("http.response.status_code", status));
-    app.end(&cx);
-    response
+    request.extensions_mut().insert(token);
+    next.run(request).await
 }
 
 fn bearer(request: &Request) -> Option<&str> {
@@ -129,8 +116,9 @@ fn bearer(request: &Request) -> Option<&str> {
     value.strip_prefix("Bearer ")
 }
 
-/// The handler. It knows of spans, but nothing of tokens or exports.
 async fn order(State(app): State<App>, Path(id): Path<usize>) -> String {
+    // The span of the request itself, which the layer ends.
+    app.ended.fetch_add(1, Ordering::SeqCst);
     app.child("load order", id, async {
         app.child("SELECT orders", id, pause(2 + id % 7)).await;
         app.child("SELECT items", id, pause(1 + id % 5)).await;
@@ -151,35 +139,28 @@ async fn pause(millis: usize) {
 }
 
 impl App {
-    /// Runs `work` in a child of the current span.
-    async fn child(&self, name: &'static str, id: usize, work: impl Future<Output = ()>) {
-        let cx = self.start_child(name, id);
-        work.with_context(cx.clone()).await;
-        self.end(&cx);
+    /// Runs `work` in a child of the active span.
+    fn child<F: Future<Output = ()>>(
+        &self,
+        name: &'static str,
+        id: usize,
+        work: F,
+    ) -> impl Future<Output = ()> + use<F> {
+        let ended = self.ended.clone();
+        in_child(name, async move {
+            active_span().set_attribute(REQUEST_ATTRIBUTE, id.to_string());
+            work.await;
+            ended.fetch_add(1, Ordering::SeqCst);
+        })
     }
 
-    /// Starts a child of the current span that ends long after the response.
+    /// Starts a child of the active span that ends long after the response.
     fn after_response(&self, name: &'static str, id: usize) {
-        let app = self.clone();
-        let cx = self.start_child(name, id);
-        tokio::spawn(async move {
-            let _working = app.background.acquire().await;
+        let background = self.background.clone();
+        let work = self.child(name, id, async move {
+            let _working = background.acquire().await;
             tokio::time::sleep(AFTER_RESPONSE).await;
-            app.end(&cx);
         });
-    }
-
-    fn start_child(&self, name: &'static str, id: usize) -> Context {
-        let span = self
-            .tracer
-            .span_builder(name)
-            .with_attributes([KeyValue::new(REQUEST_ATTRIBUTE, id.to_string())])
-            .start(&self.tracer);
-        Context::current_with_span(span)
-    }
-
-    fn end(&self, cx: &Context) {
-        self.ended.fetch_add(1, Ordering::SeqCst);
-        cx.span().end();
+        tokio::spawn(work);
     }
 }

@@ -43,7 +43,7 @@ pub trait Carry: Sized {
     /// It runs and is dropped under that request's context, and keeps it open until it is done or dropped.
     fn carried(self) -> Carried<Self> {
         let cx = Context::current();
-        let hold = RequestTracer::of(&cx).hold(&cx);
+        let hold = RequestTracer::hold(&cx);
         Carried {
             work: Some(self),
             cx,
@@ -57,7 +57,7 @@ pub trait Carry: Sized {
         Self: FnOnce() -> T,
     {
         let cx = Context::current();
-        let hold = RequestTracer::of(&cx).hold(&cx);
+        let hold = RequestTracer::hold(&cx);
         move || {
             let attached = cx.attach();
             let result = self();

@@ -63,7 +63,10 @@ impl RequestTracer {
         }
     }
 
-    /// Spans are started by whatever the global tracer provider is at that moment. Until one is set, no span is recorded.
+    /// Spans are started by the tracer of the request that they are part of, and without one by whatever the global tracer provider
+    /// is at that moment. Until one is set, no span is recorded.
+    ///
+    /// So it may be made before the provider is: at the start of a Worker, for `tracing`.
     pub fn global() -> Self {
         Self {
             tracer: None,
@@ -100,28 +103,34 @@ impl RequestTracer {
 
     /// The same, for somebody who ends it: the context in which it is active.
     pub(crate) fn start_in(&self, builder: SpanBuilder, parent: &Context) -> Context {
-        let span = self.build(builder, parent);
+        let span = self.build_with_context(builder, parent);
         // After the start: what is saved of `parent` is to own no tracer, because that would keep the provider.
         parent.with_value(self.clone()).with_span(span)
     }
 
-    /// What starts spans below the active one of `cx`.
-    pub(super) fn of(cx: &Context) -> Cow<'_, Self> {
-        match cx.get::<Self>() {
-            Some(tracer) => Cow::Borrowed(tracer),
-            None => Cow::Owned(Self::global()),
-        }
+    /// Keeps the request of `cx` open, if `cx` says how.
+    pub(super) fn hold(cx: &Context) -> Option<Hold> {
+        let handle = cx.get::<Self>()?.handle.as_ref()?;
+        Some(handle.hold(cx))
     }
+}
 
-    pub(super) fn build(&self, builder: SpanBuilder, parent: &Context) -> BoxedSpan {
-        match &self.tracer {
+/// For whatever starts spans by itself, such as `tracing-opentelemetry`.
+///
+/// While an export is under way no span is started, whatever its parent is: otherwise an HTTP client that makes spans with
+/// `tracing`, as `h2` does, would have those exported too, and make spans again.
+impl Tracer for RequestTracer {
+    type Span = BoxedSpan;
+
+    fn build_with_context(&self, builder: SpanBuilder, parent: &Context) -> BoxedSpan {
+        if Context::is_current_telemetry_suppressed() && !parent.is_telemetry_suppressed() {
+            return self.build_with_context(builder, &parent.with_telemetry_suppressed());
+        }
+        let of_request = || parent.get::<Self>()?.tracer.as_ref();
+        match self.tracer.as_ref().or_else(of_request) {
             Some(tracer) => tracer.build_with_context(builder, parent),
             None => global::tracer(SCOPE).build_with_context(builder, parent),
         }
-    }
-
-    pub(super) fn hold(&self, cx: &Context) -> Option<Hold> {
-        self.handle.as_ref().map(|handle| handle.hold(cx))
     }
 }
 
