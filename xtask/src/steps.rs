@@ -33,7 +33,14 @@ const PUBLISHED: [(&str, &[&str]); 2] = [
     ),
 ];
 
-const EXAMPLES: [&str; 4] = ["direct", "otlp_http", "otlp_grpc", "per_request_tokens"];
+const EXAMPLES: [&str; 6] = [
+    "direct",
+    "otlp_http",
+    "otlp_grpc",
+    "per_request_tokens",
+    "axum_service",
+    "deep_library",
+];
 
 /// The names of the crates that are published.
 pub(crate) fn published() -> impl Iterator<Item = &'static str> {

@@ -45,9 +45,7 @@ pub fn in_child<F>(name: impl Into<Cow<'static, str>>, work: F) -> InSpan<F>
 where
     F: Future<Output: Outcome>,
 {
-    let mut running = active_span().start_child(name).run(work);
-    running.outcome = |result, span| result.record(span);
-    running
+    InSpan::recording(active_span().start_child(name), work)
 }
 
 /// Runs `work` in a span below the active one, as [`in_child`] does with a future.
@@ -179,6 +177,16 @@ impl<F: Future> InSpan<F> {
             span,
             outcome: |_, _| {},
         }
+    }
+
+    /// The same, where the span is told what became of the work.
+    pub(super) fn recording(span: ChildSpan, work: F) -> Self
+    where
+        F::Output: Outcome,
+    {
+        let mut running = Self::new(span, work);
+        running.outcome = |result, span| result.record(span);
+        running
     }
 }
 

@@ -10,7 +10,7 @@ use opentelemetry::global::{self, BoxedSpan, BoxedTracer};
 use opentelemetry::trace::{Span, SpanBuilder, TraceContextExt as _, Tracer};
 
 use super::child::ChildSpan;
-use super::run::InSpan;
+use super::run::{InSpan, Outcome};
 use crate::handle::{Handle, Hold};
 
 /// The instrumentation scope of spans that nobody named a tracer for.
@@ -84,16 +84,12 @@ impl RequestTracer {
     /// Runs `work` in a span that starts under `parent`: a local root, if nothing in `parent` is active in this process.
     ///
     /// What is in `parent` is what all spans of this request are exported under. The span starts now, and ends as that of
-    /// [`in_child`](super::in_child) does. What `work` returns says nothing to the span; [`ActiveSpan::fail`] does.
-    ///
-    /// [`ActiveSpan::fail`]: super::ActiveSpan::fail
-    pub fn run<F: Future>(
-        &self,
-        name: impl Into<Cow<'static, str>>,
-        parent: &Context,
-        work: F,
-    ) -> InSpan<F> {
-        self.start(SpanBuilder::from_name(name), parent).run(work)
+    /// [`in_child`](super::in_child) does, marked as failed if `work` returns an `Err`.
+    pub fn run<F>(&self, name: impl Into<Cow<'static, str>>, parent: &Context, work: F) -> InSpan<F>
+    where
+        F: Future<Output: Outcome>,
+    {
+        InSpan::recording(self.start(SpanBuilder::from_name(name), parent), work)
     }
 
     /// Starts a span under `parent`, with a kind, attributes, links, or a time to start at.
