@@ -98,6 +98,29 @@ fn child_that_starts_while_its_request_ends_is_its_own_or_late() {
     });
 }
 
+/// Scenario: work that holds a request opens a span and lets go, while the root of the request ends.
+/// Guarantees: the span is never late, and the context is dropped when both are done.
+#[test]
+fn what_is_held_open_is_never_late() {
+    check(|| {
+        let model = Model::undriven(&config(), Manner::AtOnce, 1);
+        model.start(1);
+        // The hold.
+        model.start_child(1, 1);
+        let work = also(&model, |model| {
+            model.start_child(1, 2);
+            model.end(1, 2);
+            model.release(1, 1);
+        });
+        model.end(1, 0);
+        work();
+        assert_eq!(model.stats().traces, 0);
+        assert_eq!(model.shut_down_driving(), Ok(()));
+        assert_eq!(model.collector.under_fallback(), 0);
+        model.check(1);
+    });
+}
+
 /// Scenario: two requests that carry the same trace id start and end at the same moment.
 /// Guarantees: each span leaves under the context of its own request, and none is late.
 #[test]

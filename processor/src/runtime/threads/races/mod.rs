@@ -185,6 +185,13 @@ impl Model {
         self.shared.start_child(trace, id(0), id(child));
     }
 
+    /// Lets go of a child that is no span: of a hold.
+    fn release(&self, request: u64, index: u64) {
+        let id = SpanId::from(span_id(request, index));
+        self.shared.release(TraceId::from(trace(request)), id);
+        self.stats();
+    }
+
     fn end(&self, request: u64, index: u64) {
         let id = span_id(request, index);
         self.shared.end(span(trace(request), id));
