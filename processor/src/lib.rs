@@ -46,6 +46,12 @@
 //! - **A flush tells the truth**: see [`Handle::flush`].
 //! - **Everything is bounded**: traces, spans, concurrent exports and the time of each, by [`Config`].
 //!
+//! # Spans from deep inside of a request
+//!
+//! Code that was not handed a span reaches the active one with [`active_span`], and opens one below it with [`in_child`].
+//! Work that outlives the call takes its request along with [`Carry`]. Layers for tower put a span around each request and
+//! each call that goes out.
+//!
 //! # What it asks of an exporter
 //!
 //! `export` may be called again before an earlier call has ended, up to
@@ -69,6 +75,9 @@
 //! | `tokio` | yes | exports run inside a Tokio runtime of the processor's own |
 //! | `metrics` | yes | the numbers of [`Stats`] as OpenTelemetry metrics (`otel.sdk.processor.span.processed`, `.queue.size`, `.queue.capacity`, `per_request.span.pending`, `per_request.span.late`, `per_request.trace.live`, `per_request.trace.evicted`), and `per_request.export.duration` |
 //! | `internal-logs` | yes | warnings, through `tracing` |
+//! | `tower` | | layers for tower: a span for each request that a server answers (module `server`), and for each that a client sends (module `client`) |
+//! | `axum` | | spans of an axum server are named by the route that matched; brings `tower` |
+//! | `reqwest` | | calls of a `reqwest::Client`; brings `tower` |
 //! | `worker` | | Cloudflare Workers, on `wasm32-unknown-unknown`: the module `workers`. Nothing anywhere else |
 //!
 //! # In Cloudflare Workers
