@@ -7,16 +7,12 @@
 #[path = "../../../tests/workers/scenarios.rs"]
 mod scenarios;
 
-use std::borrow::Cow;
-use std::time::Duration;
+mod orders;
 
-use opentelemetry::global;
-use opentelemetry::trace::{FutureExt as _, TraceContextExt as _, Tracer as _};
-use opentelemetry::{Context as Cx, KeyValue};
 use opentelemetry_otlp_direct::{DirectExporter, ExportToken};
 use opentelemetry_per_request::workers::{SetUp, Telemetry};
-use opentelemetry_per_request::{Config, PerRequestSpanProcessor};
-use worker::{Context, Delay, Env, Request, Response, Result, event};
+use opentelemetry_per_request::{Carry as _, Config, PerRequestSpanProcessor};
+use worker::{Context, Env, Request, Response, Result, event};
 
 static TELEMETRY: Telemetry = Telemetry::new(|env| {
     let exporter = DirectExporter::builder().with_worker_env(env).build()?;
@@ -47,33 +43,16 @@ async fn fetch(request: Request, env: Env, ctx: Context) -> Result<Response> {
     TELEMETRY.instrument_fetch(request, env, ctx, handle).await
 }
 
-/// Spans that start here are children of the request's own span.
+/// Spans that are opened in here, however deep, are below the request's own span.
 async fn handle(request: Request, env: Env, ctx: Context) -> Result<Response> {
     #[cfg(feature = "scenarios")]
     if request.path() != "/" {
         return scenarios::handle(request, env, ctx).await;
     }
-    let _ = (request, env);
-    let order = in_span("load order", load_order()).await;
+    let _ = request;
+    let prices = env.var("PRICES_URL").map(|url| url.to_string()).ok();
+    let order = orders::load(4711, prices).await?;
     // Goes on after the response, and its spans are this request's nevertheless.
-    TELEMETRY.wait_until(&ctx, in_span("send receipt", send_receipt(order)));
-    Response::ok(format!("order {order}\n"))
-}
-
-async fn load_order() -> u32 {
-    in_span("query database", Delay::from(Duration::from_millis(5))).await;
-    4711
-}
-
-async fn send_receipt(order: u32) {
-    Delay::from(Duration::from_millis(50)).await;
-    Cx::current()
-        .span()
-        .set_attribute(KeyValue::new("order", i64::from(order)));
-}
-
-/// Runs `work` in a span below the one that is active when it is first polled.
-async fn in_span<T>(name: impl Into<Cow<'static, str>>, work: impl Future<Output = T>) -> T {
-    let span = global::tracer("example-worker").start(name);
-    work.with_context(Cx::current_with_span(span)).await
+    ctx.wait_until(orders::send_receipt(order.number).carried());
+    Response::ok(format!("order {}: {}\n", order.number, order.price))
 }
