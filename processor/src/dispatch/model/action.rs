@@ -21,6 +21,14 @@ pub(super) enum Action {
         open: Pick,
         sampled: bool,
     },
+    /// Somebody keeps the request open that a span belongs to: a child that is no span.
+    Hold {
+        parent: Parent,
+    },
+    /// What was held is let go, whatever has become of its request.
+    Release {
+        hold: Pick,
+    },
     /// The driver takes at most so many queues that are due.
     Tick {
         queues: usize,
@@ -92,6 +100,8 @@ pub(super) fn action() -> impl Strategy<Value = Action> {
         50 => (parent(), id()).prop_map(|(parent, id)| Action::StartChild { parent, id }),
         70 => (pick(), prop::bool::weighted(0.9))
             .prop_map(|(open, sampled)| Action::End { open, sampled }),
+        15 => parent().prop_map(|parent| Action::Hold { parent }),
+        15 => pick().prop_map(|hold| Action::Release { hold }),
         30 => prop_oneof![Just(1), Just(2), Just(ALL)].prop_map(|queues| Action::Tick { queues }),
         8 => Just(Action::EndPauses),
         35 => Just(Action::Export),

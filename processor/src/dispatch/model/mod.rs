@@ -1,5 +1,5 @@
 //! Random sequences of what can happen to a dispatch, against a naive reference, under a virtual clock. Left to
-//! `dispatch/tests.rs` are what only a Worker does (holds, and taking the batches of one trace first), and large numbers.
+//! `dispatch/tests.rs` are what only a Worker does (taking the batches of one trace first), and large numbers.
 //!
 //! After each step:
 //!
@@ -8,7 +8,8 @@
 //! - a batch leaves for a reason: it is full, or its request is over, or evicted, or flushed, or the driver took it while no
 //!   other of that request was under way; it is no larger than it may be; after a tick nothing stays without a reason (R4);
 //! - no bound is exceeded (R6), and the least recently used trace is the one that is evicted (R7);
-//! - a saved context is alive exactly while a span of its request is open, or a batch of it is somewhere (R9);
+//! - a saved context is alive exactly while a span of its request is open, or somebody holds the request, or a batch of it is
+//!   somewhere (R9); holding and releasing count no span;
 //! - a flush ends when the last span that it covers is accounted for, not before and not later; it reports exactly the losses
 //!   that no flush of its scope had reported to somebody before; if it reports none, all that it covers was exported (R11);
 //! - every number of the account is what the reference has counted, and the law holds (R12).

@@ -117,6 +117,8 @@ impl Pair {
             Action::StartRoot { trace, id } => self.start_root(trace, id),
             Action::StartChild { parent, id } => self.start_child(parent, id),
             Action::End { open, sampled } => self.end(open, sampled)?,
+            Action::Hold { parent } => self.hold(parent),
+            Action::Release { hold } => self.release(hold),
             Action::Tick { queues } => {
                 self.tell(format!("the driver takes {queues} queues"));
                 self.dispatch.tick(queues);
@@ -159,15 +161,9 @@ impl Pair {
     }
 
     fn start_child(&mut self, parent: Parent, id: Id) {
-        let spans = &self.reference.spans;
-        if spans.is_empty() {
+        let Some((trace, parent)) = self.parent(parent) else {
             return;
-        }
-        let (beside, parent) = match parent {
-            Parent::Of(pick) => (pick % spans.len(), spans[pick % spans.len()].id),
-            Parent::UnknownBeside(pick) => (pick % spans.len(), u64::MAX),
         };
-        let trace = spans[beside].trace;
         let id = self.id(trace, id);
         let child = self.reference.start_child(trace, parent, id);
         self.tell(format!(
@@ -190,6 +186,32 @@ impl Pair {
         self.dispatch.end(&mut span);
         prop_assert_eq!(span.is_none(), taken, "whether span {} is taken", serial);
         Ok(())
+    }
+
+    fn hold(&mut self, parent: Parent) {
+        let Some((trace, parent)) = self.parent(parent) else {
+            return;
+        };
+        let id = self.id(trace, Id::New);
+        let hold = self.reference.hold(trace, parent, id);
+        self.tell(format!(
+            "trace {trace}: {hold} holds what id {parent} is of"
+        ));
+        let (parent, id) = (SpanId::from(parent), SpanId::from(id));
+        self.dispatch.start_child(TraceId::from(trace), parent, id);
+    }
+
+    fn release(&mut self, pick: usize) {
+        let held = self.reference.held();
+        if held.is_empty() {
+            return;
+        }
+        let hold = held[pick % held.len()];
+        self.tell(format!("{hold} is released"));
+        self.reference.release(hold);
+        let span = &self.reference.spans[hold];
+        let (trace, id) = (TraceId::from(span.trace), SpanId::from(span.id));
+        self.dispatch.release(trace, id);
     }
 
     fn end_pauses(&mut self) -> Check {
@@ -380,6 +402,9 @@ impl Pair {
             let (open, sampled) = (0, true);
             self.apply(Action::End { open, sampled })?;
         }
+        while !self.reference.held().is_empty() {
+            self.apply(Action::Release { hold: 0 })?;
+        }
         self.let_out()?;
         let stats = self.dispatch.stats();
         prop_assert_eq!(stats.pending(), 0, "{:?}", stats);
@@ -406,6 +431,18 @@ impl Pair {
     }
 
     // ----- names -----
+
+    /// The trace and the id of a parent, if any span was ever started.
+    fn parent(&self, parent: Parent) -> Option<(u128, u64)> {
+        let spans = &self.reference.spans;
+        let (Parent::Of(pick) | Parent::UnknownBeside(pick)) = parent;
+        let beside = spans.get(pick % spans.len().max(1))?;
+        let id = match parent {
+            Parent::Of(_) => beside.id,
+            Parent::UnknownBeside(_) => u64::MAX,
+        };
+        Some((beside.trace, id))
+    }
 
     fn id(&self, trace: u128, id: Id) -> u64 {
         // Ids are never used again once their request is over.

@@ -21,6 +21,8 @@ pub(super) enum Owner {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
     Open,
+    /// It is no span, and keeps its request open.
+    Held,
     /// Ended, and not taken: it was not sampled, or it was dropped.
     Gone,
     /// Queued, waiting or in flight.
@@ -115,6 +117,19 @@ impl Reference {
             _ => entry.refused += usize::from(full),
         }
         serial
+    }
+
+    /// As a child, but nobody ends it, and nobody counts it.
+    pub(super) fn hold(&mut self, trace: u128, parent: u64, id: u64) -> Serial {
+        let serial = self.start_child(trace, parent, id);
+        self.spans[serial].place = Place::Held;
+        serial
+    }
+
+    pub(super) fn release(&mut self, serial: Serial) {
+        // Its request may be over with it. Whose it was says nothing to anybody.
+        let _ = self.fate(serial);
+        self.spans[serial].place = Place::Gone;
     }
 
     /// A span ends. Says whether it is taken.
@@ -262,6 +277,11 @@ impl Reference {
     pub(super) fn open(&self) -> Vec<Serial> {
         let open = |serial: &Serial| self.spans[*serial].place == Place::Open;
         (0..self.spans.len()).filter(open).collect()
+    }
+
+    pub(super) fn held(&self) -> Vec<Serial> {
+        let held = |serial: &Serial| self.spans[*serial].place == Place::Held;
+        (0..self.spans.len()).filter(held).collect()
     }
 
     pub(super) fn requests(&self) -> impl Iterator<Item = (u128, &Request)> {
