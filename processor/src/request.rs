@@ -6,6 +6,7 @@ use opentelemetry::Context;
 use opentelemetry::trace::{SpanId, TraceContextExt as _, TraceId};
 use opentelemetry_sdk::trace::SpanData;
 
+use crate::active::RequestTracer;
 use crate::config::FlushTrigger;
 use crate::hash::IdHash;
 
@@ -216,15 +217,19 @@ impl SpanIds {
     }
 }
 
-/// A copy of `cx` that owns no live span (R2): its values stay, and of its active span only the ids.
+/// A copy of `cx` that owns no live span and no tracer (R2): its other values stay, and of its active span only the ids.
 ///
 /// A context that owns a live span would keep that span from ending on drop, and through its tracer the provider from
-/// ever being shut down.
+/// ever being shut down. So would the tracer of a request in whose context another one starts, for as long as that is live.
 pub(crate) fn strip(cx: &Context) -> Context {
-    if cx.has_active_span() {
+    let stripped = if cx.has_active_span() {
         cx.with_remote_span_context(cx.span().span_context().clone())
     } else {
         cx.clone()
+    };
+    match stripped.get::<RequestTracer>() {
+        Some(_) => stripped.with_value(RequestTracer::global()),
+        None => stripped,
     }
 }
 

@@ -26,6 +26,11 @@ use crate::handle::Hold;
 /// see to that. Without one, give the work a span of its own: `tokio::spawn(in_child("receipt", work))` keeps the request
 /// open too, by its span.
 ///
+/// # Panics
+///
+/// What is carried panics as the work does, and if it runs, or is dropped before it is done, inside of a closure that was given
+/// to OpenTelemetry's `get_active_span` or `Context::map_current`, where no context can be attached.
+///
 /// ```
 /// use opentelemetry_per_request::{Carry as _, active_span};
 ///
@@ -52,17 +57,21 @@ pub trait Carry: Sized {
     }
 
     /// This closure with the request that is current now, for another thread: `spawn_blocking`, `std::thread::spawn`.
+    ///
+    /// It runs, or is dropped without, under that request's context, and keeps it open until then.
     fn carried_fn<T>(self) -> impl FnOnce() -> T
     where
         Self: FnOnce() -> T,
     {
-        let cx = Context::current();
-        let hold = RequestTracer::hold(&cx);
+        let mut carried = self.carried();
         move || {
-            let attached = cx.attach();
-            let result = self();
+            let attached = carried.cx.clone().attach();
+            let result = match carried.work.take() {
+                Some(work) => work(),
+                None => unreachable!("this closure is called once"),
+            };
             drop(attached);
-            drop(hold);
+            drop(carried);
             result
         }
     }

@@ -13,7 +13,7 @@ use super::{ActiveSpan, CANCELLED_ATTRIBUTE};
 /// A span that was started here, and ends when this is dropped. It is not active by itself: [`run`](Self::run) and
 /// [`run_sync`](Self::run_sync) make it so, for the work in it.
 ///
-/// Everything that an [`ActiveSpan`] can do, this can do too. If it is dropped by a panic, the span says so.
+/// Everything that an [`ActiveSpan`] can do, this can do too. If a panic that began after the start drops it, the span says so.
 ///
 /// ```
 /// use opentelemetry_per_request::active_span;
@@ -31,6 +31,8 @@ pub struct ChildSpan {
     span: ActiveSpan,
     /// Whether it is this one's to end.
     open: bool,
+    /// Whether it was started by a destructor while a panic unwinds, which then says nothing of its work.
+    unwinding: bool,
 }
 
 impl ChildSpan {
@@ -44,6 +46,7 @@ impl ChildSpan {
         Self {
             span: ActiveSpan::of(cx),
             open: true,
+            unwinding: std::thread::panicking(),
         }
     }
 
@@ -52,6 +55,7 @@ impl ChildSpan {
         Self {
             span: ActiveSpan::of(cx),
             open: false,
+            unwinding: false,
         }
     }
 
@@ -109,7 +113,7 @@ impl Deref for ChildSpan {
 
 impl Drop for ChildSpan {
     fn drop(&mut self) {
-        if self.open && std::thread::panicking() {
+        if self.open && !self.unwinding && std::thread::panicking() {
             self.panicked();
         }
         self.close();

@@ -25,6 +25,8 @@ pub use run::{InSpan, Outcome, in_child, in_child_sync};
 pub use tracer::RequestTracer;
 
 /// The attribute of a span whose work was dropped before it was done. Its value is `true`.
+///
+/// As any other, it is missing from a span that has as many attributes as its limits allow.
 pub const CANCELLED_ATTRIBUTE: &str = "per_request.cancelled";
 
 /// The span that is active here, as far as the current [`Context`] says. Without one, everything on it does nothing.
@@ -80,9 +82,12 @@ impl ActiveSpan {
         Self { cx }
     }
 
-    /// Whether there is a span at all: an open one of this process, or that of a caller elsewhere.
+    /// Whether there is a span at all: one of this process, or that of a caller elsewhere.
+    ///
+    /// One without ids is none: it is what a tracer gives that records nothing, and what would be below it would be a trace of
+    /// its own.
     pub fn is_active(&self) -> bool {
-        self.cx.has_active_span()
+        self.span().span_context().is_valid()
     }
 
     /// Whether what is set here is kept: the span is sampled and has not ended. Takes the span's lock.
@@ -92,14 +97,18 @@ impl ActiveSpan {
         self.span().is_recording()
     }
 
-    /// Sets an attribute, in the place of one of the same key.
+    /// Sets an attribute. If the span has one of this key already, the SDK keeps both, so set each key once.
     pub fn set_attribute(&self, key: impl Into<Key>, value: impl Into<Value>) {
         self.span().set_attribute(KeyValue::new(key, value));
     }
 
     /// Sets several attributes.
     pub fn set_attributes(&self, attributes: impl IntoIterator<Item = KeyValue>) {
-        self.span().set_attributes(attributes);
+        // One by one: whatever makes them may use the span, which would be locked meanwhile.
+        let span = self.span();
+        for attribute in attributes {
+            span.set_attribute(attribute);
+        }
     }
 
     /// Adds an event, at this moment.
@@ -108,12 +117,13 @@ impl ActiveSpan {
         name: impl Into<Cow<'static, str>>,
         attributes: impl IntoIterator<Item = KeyValue>,
     ) {
-        let attributes = attributes.into_iter().collect();
+        let (name, attributes) = (name.into(), attributes.into_iter().collect());
         self.span().add_event(name, attributes);
     }
 
     /// Gives the span another name.
     pub fn update_name(&self, name: impl Into<Cow<'static, str>>) {
+        let name = name.into();
         self.span().update_name(name);
     }
 
@@ -132,7 +142,8 @@ impl ActiveSpan {
 
     /// Marks the span as failed with this error: the status is an error with its message, and `error.type` its type.
     ///
-    /// The message is the error's own words, so it must not contain secrets. The last call counts.
+    /// The message is the error's own words, so it must not contain secrets. To be called once: of two messages the SDK keeps
+    /// the one that sorts last, and both types. A status that was set to ok stays ok.
     pub fn fail<E: Display + ?Sized>(&self, error: &E) {
         self.fail_with(type_name::<E>(), error.to_string());
     }

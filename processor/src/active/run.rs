@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll, ready};
 
+use opentelemetry::Context;
 use opentelemetry::trace::TraceContextExt as _;
 use pin_project_lite::pin_project;
 
@@ -29,6 +30,11 @@ use super::{ActiveSpan, active_span};
 /// Without an active span, `work` runs without one.
 ///
 /// For a type that is no [`Outcome`] there is [`ChildSpan::run`]: `active_span().start_child(name).run(work)`.
+///
+/// # Panics
+///
+/// The future panics as `work` does, and if it is polled, or dropped before it is done, inside of a closure that was given to
+/// OpenTelemetry's `get_active_span` or `Context::map_current`, where no context can be attached.
 ///
 /// ```
 /// use opentelemetry_per_request::in_child;
@@ -200,8 +206,13 @@ impl<F: Future> Future for InSpan<F> {
         };
         let result = ready!(within(this.span, || work.poll(task)));
         within(this.span, || this.work.set(None));
+        // It may run code of the user's, such as the `Display` of an error.
+        let panicking = EndOnPanic(this.span);
         (this.outcome)(&result, this.span);
+        std::mem::forget(panicking);
         this.span.close();
+        // Whatever its context holds is not to stay as long as this.
+        *this.span = ChildSpan::none(Context::new());
         Poll::Ready(result)
     }
 }
@@ -232,7 +243,9 @@ struct EndOnPanic<'a>(&'a ChildSpan);
 
 impl Drop for EndOnPanic<'_> {
     fn drop(&mut self) {
-        self.0.panicked();
-        self.0.context().span().end();
+        if self.0.is_some() {
+            self.0.panicked();
+            self.0.context().span().end();
+        }
     }
 }
