@@ -8,6 +8,7 @@
 mod support;
 
 mod accounting;
+mod active;
 mod batches;
 mod bounds;
 mod contexts;
