@@ -318,12 +318,16 @@ impl Dispatch {
         }
     }
 
-    /// Lets go of a request that was kept open by a child that is no span.
-    pub(crate) fn release(&mut self, trace: TraceId, hold: SpanId) {
-        if self.closed {
-            return;
+    /// Keeps a request open with a child that is no span.
+    pub(crate) fn hold(&mut self, trace: TraceId, parent: SpanId, hold: SpanId) {
+        if !self.closed {
+            self.registry.hold(trace, parent, hold);
         }
-        if let Lookup::Known(request) = self.registry.end(trace, hold) {
+    }
+
+    /// Lets go of a request that was kept open by a child that is no span, if that still does.
+    pub(crate) fn release(&mut self, trace: TraceId, hold: SpanId) {
+        if let Some(request) = self.registry.held(trace, hold) {
             request.open -= 1;
             let (root, open) = (request.root(), request.open);
             if open == 0 {

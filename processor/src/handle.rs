@@ -130,7 +130,7 @@ impl Handle {
     ///
     /// It counts as one of the [`max_spans_per_trace`](crate::Config::with_max_spans_per_trace), takes a place among
     /// [`max_traces`](crate::Config::with_max_traces) for as long as it is kept, and is forgotten with its trace if that is
-    /// evicted. If the request is over already, or its trace is full, or no span is active, nothing is kept open.
+    /// evicted. If the request is over already, or its trace is full, or no span is active, nothing is kept open or counted.
     ///
     /// ```
     /// # use opentelemetry_sdk::trace::InMemorySpanExporter;
@@ -219,7 +219,7 @@ struct Kept {
 impl Kept {
     fn start(shared: Arc<Shared>, trace: TraceId, parent: SpanId) -> Self {
         let id = RandomIdGenerator::default().new_span_id();
-        shared.start_child(trace, parent, id);
+        shared.hold(trace, parent, id);
         Self { shared, trace, id }
     }
 }

@@ -167,6 +167,26 @@ impl Registry {
         None
     }
 
+    /// Keeps a parent's request open with a child that is no span. Nothing happens if the trace is full, or nobody knows the
+    /// parent: what is no span is never counted as refused, and never late.
+    pub(crate) fn hold(&mut self, trace: TraceId, parent: SpanId, hold: SpanId) {
+        let Some(entry) = touch(&mut self.traces, trace) else {
+            return;
+        };
+        if entry.is_full(self.max_spans_per_trace) {
+            return;
+        }
+        if let Some(root) = entry.requests.root_of(parent) {
+            let other = entry.requests.adopt(root, hold);
+            entry.spans += usize::from(other.is_none());
+        }
+    }
+
+    /// The request that this keeps open, if it does, which is marked as used now.
+    pub(crate) fn held(&mut self, trace: TraceId, hold: SpanId) -> Option<&mut Request> {
+        touch(&mut self.traces, trace)?.requests.owner(hold)
+    }
+
     fn take_out(&mut self, trace: TraceId, root: SpanId) -> Option<(RequestId, Request)> {
         let id = RequestId { trace, root };
         self.release(id).map(|request| (id, request))

@@ -297,7 +297,7 @@ fn request_that_is_kept_open_has_the_spans_that_start_later() {
     let root = SpanId::from(1);
     let hold = SpanId::from(7);
     dispatch.start_root(RequestId { trace, root }, Context::new());
-    dispatch.start_child(trace, root, hold);
+    dispatch.hold(trace, root, hold);
     dispatch.end(&mut Some(crate::testing::span(1, 1)));
     dispatch.start_child(trace, root, SpanId::from(2));
     dispatch.end(&mut Some(crate::testing::span(1, 2)));

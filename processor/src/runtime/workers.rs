@@ -162,6 +162,13 @@ impl Shared {
         drop(span);
     }
 
+    /// Keeps a request open with a child that is no span.
+    pub(crate) fn hold(self: &Arc<Self>, trace: TraceId, parent: SpanId, id: SpanId) {
+        self.event(Reach::own(trace), |state| {
+            state.dispatch.hold(trace, parent, id)
+        });
+    }
+
     /// Lets go of a child that is no span.
     pub(crate) fn release(self: &Arc<Self>, trace: TraceId, id: SpanId) {
         self.event(Reach::own(trace), |state| state.dispatch.release(trace, id));

@@ -159,6 +159,7 @@ fn hold_takes_the_place_of_a_span() {
         world.end(&refused);
         world.end(&child);
         world.end(&root);
+        assert_eq!(world.stats().traces, 0, "kept by {hold:?}");
         drop(hold);
         world.flush().unwrap_err();
         let stats = world.stats();

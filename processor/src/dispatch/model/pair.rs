@@ -198,7 +198,7 @@ impl Pair {
             "trace {trace}: {hold} holds what id {parent} is of"
         ));
         let (parent, id) = (SpanId::from(parent), SpanId::from(id));
-        self.dispatch.start_child(TraceId::from(trace), parent, id);
+        self.dispatch.hold(TraceId::from(trace), parent, id);
     }
 
     fn release(&mut self, pick: usize) {

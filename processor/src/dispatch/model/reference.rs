@@ -119,17 +119,34 @@ impl Reference {
         serial
     }
 
-    /// As a child, but nobody ends it, and nobody counts it.
+    /// As a child, but nobody ends it, and nobody counts it, also if it is refused.
     pub(super) fn hold(&mut self, trace: u128, parent: u64, id: u64) -> Serial {
-        let serial = self.start_child(trace, parent, id);
+        let serial = self.new_span(trace, id);
         self.spans[serial].place = Place::Held;
+        if let Some(entry) = self.touch(trace) {
+            let full = entry.is_full();
+            let mut requests = entry.requests.iter_mut();
+            let held = requests.find(|request| request.ids.contains(&parent));
+            if let Some(held) = held.filter(|_| !full) {
+                held.ids.push(id);
+                held.open += 1;
+            }
+        }
         serial
     }
 
+    /// Nothing happens if it kept nothing open, or no longer.
     pub(super) fn release(&mut self, serial: Serial) {
-        // Its request may be over with it. Whose it was says nothing to anybody.
-        let _ = self.fate(serial);
+        let Span { trace, id, .. } = self.spans[serial];
         self.spans[serial].place = Place::Gone;
+        if let Some(entry) = self.touch(trace) {
+            let mut requests = entry.requests.iter_mut();
+            if let Some(held) = requests.find(|request| request.ids.contains(&id)) {
+                held.open -= 1;
+            }
+            entry.requests.retain(|request| request.open > 0);
+            self.forget_empty_traces();
+        }
     }
 
     /// A span ends. Says whether it is taken.

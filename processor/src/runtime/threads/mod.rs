@@ -193,6 +193,13 @@ impl Shared {
         drop(span);
     }
 
+    /// Keeps a request open with a child that is no span.
+    pub(crate) fn hold(&self, trace: TraceId, parent: SpanId, id: SpanId) {
+        let mut state = self.state.lock();
+        state.dispatch.hold(trace, parent, id);
+        self.unlock(state);
+    }
+
     /// Lets go of a child that is no span.
     pub(crate) fn release(&self, trace: TraceId, id: SpanId) {
         let mut state = self.state.lock();
