@@ -50,8 +50,9 @@ pub fn active_span() -> ActiveSpan {
 
 /// A handle to a span, which does nothing if there was none. Cheap to clone, and usable from any thread.
 ///
-/// It keeps what the span was started with in memory, but it does not keep the span open: once whoever started the span has
-/// ended it, everything here does nothing.
+/// It keeps what the span was started with in memory. Once whoever started the span has ended it, everything here does nothing.
+/// A span that nobody ends, but that ends when its last owner drops it, as OpenTelemetry's `in_span` leaves it, stays open for as
+/// long as a handle to it is kept, or work that was [carried](Carry) out of it.
 ///
 /// ```
 /// # use opentelemetry_sdk::trace::{InMemorySpanExporter, SdkTracerProvider};

@@ -1,5 +1,6 @@
 //! Work that is dropped before it is done.
 
+use std::task::Poll;
 use std::time::Duration;
 
 use opentelemetry_per_request::{Config, active_span, in_child, in_child_sync};
@@ -131,11 +132,13 @@ fn child_that_is_never_polled_is_cancelled() {
 fn task_that_runs_after_its_request_is_not_late() {
     let service = Service::new();
     let work = |number: u32| {
-        service.request("root", number, async move {
-            tokio::spawn(in_child("receipt", async {
+        let spawns = std::future::poll_fn(|_| {
+            let task = tokio::spawn(in_child("receipt", async {
                 in_child("send", yield_now()).await;
-            }))
-        })
+            }));
+            Poll::Ready(task)
+        });
+        service.request("root", number, spawns)
     };
     block_on(async {
         let task = work(1).await;

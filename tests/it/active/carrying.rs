@@ -14,6 +14,12 @@ use crate::support::{
     Alive, SOON, Tenant, Witness, World, current_tenant, soon, tenant, wait_until,
 };
 
+/// What runs when a request is over.
+type Later = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// What carries that out of a request.
+type Case = (&'static str, fn() -> Later);
+
 /// A request that is over but for what `work` has carried out of it. Says whether its context is still there.
 fn over<T>(service: &Service, number: u32, work: impl FnOnce() -> T) -> (T, Alive) {
     let (witness, alive) = Witness::new();
@@ -44,7 +50,7 @@ fn items() -> impl Stream<Item = u32> + Send + 'static {
 /// Guarantees: its spans are below the request's, under its context, and none is late; then the request is over.
 #[test]
 fn carried_work_stays_in_its_request_wherever_it_runs() {
-    let cases: [(&str, fn() -> Pin<Box<dyn Future<Output = ()> + Send>>); 5] = [
+    let cases: [Case; 5] = [
         ("a task", || {
             let work = async {
                 yield_now().await;
@@ -58,7 +64,7 @@ fn carried_work_stays_in_its_request_wherever_it_runs() {
             Box::pin(async { tokio::task::spawn_blocking(work).await.unwrap() })
         }),
         ("a closure on a thread", || {
-            let work = (|| in_child_sync("item", || current_tenant())).carried_fn();
+            let work = (|| in_child_sync("item", current_tenant)).carried_fn();
             Box::pin(async {
                 assert_eq!(thread::spawn(work).join().unwrap(), Some(Tenant(5)));
             })
@@ -265,13 +271,13 @@ fn carried_work_can_carry_more() {
     let service = Service::new();
     let (first, alive) = over(&service, 1, || {
         let outer = async {
+            let inner = async { in_child_sync("inner", || {}) };
             let span = active_span().start_child("outer");
-            span.run(async { async { in_child_sync("inner", || {}) }.carried() })
-                .await
+            Some(span.run_sync(|| inner.carried()))
         };
         outer.carried()
     });
-    let second = block_on(first);
+    let second = block_on(first).unwrap();
     service.world.flush().unwrap();
     assert!(alive.is_alive());
     block_on(second);

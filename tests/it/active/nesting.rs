@@ -184,6 +184,25 @@ fn place_where_a_child_is_started_counts() {
     );
 }
 
+/// Scenario: a handle is kept of a span of this crate, and of one of OpenTelemetry's `in_span`, which nobody ends.
+/// Guarantees: as documented: the first has ended with its work. The second stays open until the handle goes.
+#[test]
+fn handle_keeps_a_span_open_only_if_nobody_ends_it() {
+    use opentelemetry::trace::Tracer as _;
+    let service = Service::new();
+    let ended = block_on(service.request("root", 1, async {
+        active_span().start_child("child").run_sync(active_span)
+    }));
+    assert!(!ended.is_recording());
+    assert_eq!(service.ended(), 2);
+    let open = service.world.tracer.in_span("in_span", |_| active_span());
+    assert!(open.is_recording());
+    assert_eq!(service.ended(), 2);
+    drop(open);
+    assert_eq!(service.ended(), 3);
+    service.world.flush().unwrap();
+}
+
 /// Scenario: children that somebody starts by hand, runs work in, ends early, or hands to a helper as a handle.
 /// Guarantees: they are active in their work only; what is set on an ended one is not kept, and starts no panic.
 #[test]

@@ -121,11 +121,11 @@ async fn body(node: &Node, place: String, log: &Log) {
         here();
     }
     let children = node.children.iter().enumerate();
-    let mut children = children.map(|(n, child)| run(child, format!("{place}.{n}"), log));
+    let children = children.map(|(n, child)| run(child, format!("{place}.{n}"), log));
     match node.at_once {
         true => drop(join_all(children).await),
         false => {
-            while let Some(child) = children.next() {
+            for child in children {
                 child.await;
                 here();
             }
