@@ -9,6 +9,7 @@ use futures_core::Stream;
 use opentelemetry::Context;
 use pin_project_lite::pin_project;
 
+use super::run::attach_in_drop;
 use super::tracer::RequestTracer;
 use crate::handle::Hold;
 
@@ -28,8 +29,9 @@ use crate::handle::Hold;
 ///
 /// # Panics
 ///
-/// What is carried panics as the work does, and if it runs, or is dropped before it is done, inside of a closure that was given
-/// to OpenTelemetry's `get_active_span` or `Context::map_current`, where no context can be attached.
+/// What is carried panics as the work does, and if it runs inside of a closure that was given to OpenTelemetry's
+/// `get_active_span` or `Context::map_current`, where no context can be attached. If it is dropped there, or by a thread that is
+/// being torn down, it is dropped without its context.
 ///
 /// ```
 /// use opentelemetry_per_request::{Carry as _, active_span};
@@ -103,7 +105,7 @@ impl<T> Carried<T> {
     fn finish(self: Pin<&mut Self>) {
         let mut this = self.project();
         if this.work.is_some() {
-            let attached = this.cx.clone().attach();
+            let attached = attach_in_drop(this.cx);
             this.work.set(None);
             drop(attached);
         }

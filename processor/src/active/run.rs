@@ -4,13 +4,14 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt::{self, Display};
 use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll, ready};
 
-use opentelemetry::Context;
 use opentelemetry::trace::TraceContextExt as _;
+use opentelemetry::{Context, ContextGuard};
 use pin_project_lite::pin_project;
 
 use super::child::ChildSpan;
@@ -33,8 +34,9 @@ use super::{ActiveSpan, active_span};
 ///
 /// # Panics
 ///
-/// The future panics as `work` does, and if it is polled, or dropped before it is done, inside of a closure that was given to
-/// OpenTelemetry's `get_active_span` or `Context::map_current`, where no context can be attached.
+/// The future panics as `work` does, and if it is polled inside of a closure that was given to OpenTelemetry's
+/// `get_active_span` or `Context::map_current`, where no context can be attached. If it is dropped there, or by a thread that is
+/// being torn down, the span ends as ever, but is not active meanwhile.
 ///
 /// ```
 /// use opentelemetry_per_request::in_child;
@@ -169,7 +171,11 @@ pin_project! {
         fn drop(this: Pin<&mut Self>) {
             let mut this = this.project();
             if this.work.is_some() {
-                within(this.span, || this.work.set(None));
+                let panicking = EndOnPanic(this.span);
+                let attached = attach_in_drop(this.span.context());
+                this.work.set(None);
+                drop(attached);
+                std::mem::forget(panicking);
                 this.span.cancel();
             }
         }
@@ -237,6 +243,12 @@ pub(crate) fn within<T>(span: &ChildSpan, work: impl FnOnce() -> T) -> T {
     drop(attached);
     std::mem::forget(panicking);
     result
+}
+
+/// Attaches a context in a destructor, where a panic can end the process: not at all if it cannot be done, because the current
+/// one is borrowed, or because the thread is being torn down.
+pub(super) fn attach_in_drop(cx: &Context) -> Option<ContextGuard> {
+    catch_unwind(AssertUnwindSafe(|| cx.clone().attach())).ok()
 }
 
 struct EndOnPanic<'a>(&'a ChildSpan);

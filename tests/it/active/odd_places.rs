@@ -287,3 +287,41 @@ fn child_may_end_while_its_thread_is_torn_down() {
     assert!(poll_once(&mut request).is_ready());
     assert_eq!(service.arrived().tree(), [" > root", "root > left"]);
 }
+
+/// Scenario: work that is not done, in a child, carried as a future and as a closure, is dropped inside of a borrow of the
+/// current context, and by a thread that is torn down, whose contexts are gone by then.
+/// Guarantees: the process goes on. The child ends, as cancelled, and the request is let go.
+#[test]
+fn work_may_be_dropped_where_no_context_can_be_attached() {
+    use std::any::Any;
+    use std::cell::RefCell;
+    thread_local! {
+        static LEFT: RefCell<Vec<Box<dyn Any>>> = const { RefCell::new(Vec::new()) };
+    }
+    for torn_down in [false, true] {
+        let service = Service::new();
+        block_on(service.request("root", 1, async {
+            let cx = active_span().context().clone();
+            let make = move || -> Vec<Box<dyn Any>> {
+                let _attached = cx.attach();
+                vec![
+                    Box::new(in_child("child", never())),
+                    Box::new(never().carried()),
+                    Box::new((|| ()).carried_fn()),
+                ]
+            };
+            let there = move || match torn_down {
+                // The last to be used is the first to go: the contexts are used after this one.
+                true => LEFT.with(|left| left.replace(make())).clear(),
+                false => {
+                    let made = make();
+                    Context::map_current(|_| drop(made));
+                }
+            };
+            std::thread::spawn(there).join().unwrap();
+            assert_eq!(service.ended(), 1, "torn down: {torn_down}");
+        }));
+        let arrived = service.arrived();
+        assert_eq!(arrived.end_of("child"), End::Cancelled);
+    }
+}
