@@ -72,8 +72,8 @@ fn child_inside_a_borrow_of_the_current_context_panics_and_ends() {
     assert_eq!(arrived.end_of("child"), End::panicked());
 }
 
-/// A value of a context that starts spans when it is dropped.
-struct StartsSpans(Arc<Mutex<Vec<bool>>>);
+/// A value of a context that starts spans when it is dropped, and a request of its own if it has a tracer.
+struct StartsSpans(Arc<Mutex<Vec<bool>>>, Option<RequestTracer>);
 
 impl Drop for StartsSpans {
     fn drop(&mut self) {
@@ -81,6 +81,10 @@ impl Drop for StartsSpans {
         in_child_sync("sync", || active_span().set_attribute("in a drop", true));
         let mut unfinished = Box::pin(in_child("async", never()));
         assert!(poll_once(&mut unfinished).is_pending());
+        if let Some(tracer) = &self.1 {
+            let work = async { in_child_sync("own child", || {}) };
+            block_on(tracer.run("own", &tenant(2), work));
+        }
         self.0.lock().unwrap().push(active);
     }
 }
@@ -92,7 +96,7 @@ impl Drop for StartsSpans {
 fn child_may_start_while_a_context_is_detached() {
     let service = Service::new();
     let seen = Arc::<Mutex<Vec<bool>>>::default();
-    let value = || Context::current_with_value(StartsSpans(seen.clone()));
+    let value = || Context::current_with_value(StartsSpans(seen.clone(), None));
     block_on(service.request("root", 1, async {
         drop(value().attach());
     }));
@@ -103,22 +107,27 @@ fn child_may_start_while_a_context_is_detached() {
     assert_eq!(arrived.end_of("async"), End::Cancelled);
 }
 
-/// Scenario: the processor is the last owner of a saved context whose drop starts children.
-/// Guarantees: nothing hangs or panics, and the account adds up: on the processor's threads nobody is active.
+/// Scenario: the processor is the last owner of a saved context whose drop starts children, and a request.
+/// Guarantees: nothing hangs or panics, and the account adds up: on the processor's threads nobody is active, but a request
+/// of its own has its spans there, too.
 #[test]
 fn child_may_start_in_the_drop_of_a_saved_context() {
     within(LIMIT, "children in the drop of a saved context", || {
         let service = Service::new();
         let seen = Arc::<Mutex<Vec<bool>>>::default();
         for _ in 0..20 {
-            let cx = tenant(1).with_value(StartsSpans(seen.clone()));
+            let value = StartsSpans(seen.clone(), Some(service.tracer.clone()));
+            let cx = tenant(1).with_value(value);
             let request = service.tracer.run("root", &cx, async {});
             drop(cx);
             block_on(request);
         }
         service.world.flush().unwrap();
         crate::support::wait_until("all drops", || seen.lock().unwrap().len() == 20);
-        assert_eq!(service.ended(), 20);
+        let stats = service.world.stats();
+        assert_eq!((stats.ended, stats.late.total()), (20 + 40, 0));
+        service.world.flush().unwrap();
+        assert_eq!(service.world.stats().exported, 60);
     });
 }
 
@@ -193,8 +202,8 @@ fn active_span_may_be_used_inside_a_processor() {
     });
 }
 
-/// Scenario: an exporter, and a library below it, use the active span and start children; under requests with a remote
-/// parent and without one.
+/// Scenario: an exporter, and a library below it, use the active span and start children, and a request by the tracer of
+/// the very provider that is exported; under requests with a remote parent and without one.
 /// Guarantees: nothing is recorded, so there is no endless loop, and the work runs.
 #[test]
 fn nothing_is_recorded_inside_an_exporter() {
@@ -202,6 +211,7 @@ fn nothing_is_recorded_inside_an_exporter() {
         let service = Service::new();
         let ran = Arc::<AtomicUsize>::default();
         let counted = ran.clone();
+        let tracer = service.tracer.clone();
         service.world.exporter.set_inside(move |_| {
             active_span().set_attribute("inside", true);
             assert!(!active_span().is_recording());
@@ -210,6 +220,9 @@ fn nothing_is_recorded_inside_an_exporter() {
             });
             futures_executor::block_on(in_child("async", super::yield_now()));
             drop(active_span().start_child("by hand"));
+            // It knows the tracer of its own telemetry.
+            let own = async { in_child_sync("child", || {}) };
+            futures_executor::block_on(tracer.run("own", &Context::current(), own));
         });
         let parents: [SpanContext; 2] = [SpanContext::NONE, remote_parent(some_trace())];
         for parent in parents {
