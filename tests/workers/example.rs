@@ -1,6 +1,8 @@
 //! The example as it is, without any route for tests.
 
-use crate::support::{Build, PATIENCE, Receiver, SERVICE_TOKEN, SpanKind, Worker, exporting, named};
+use crate::support::{
+    Build, PATIENCE, Receiver, SERVICE_TOKEN, SpanKind, Worker, exporting, named,
+};
 
 /// Scenario: one request to the example, with a token and without, where its prices come from another service.
 /// Guarantees: what is five levels below the handler and what goes out are in the same POST as the request's own span, each
@@ -39,7 +41,11 @@ async fn the_example_sends_its_spans_at_once_and_its_receipt_when_that_is_sent()
             ("send receipt", 1, root),
         ] {
             let span = named(&spans, name);
-            assert_eq!((span.post, &span.parent_span_id), (post, &parent.span_id), "{name}");
+            assert_eq!(
+                (span.post, &span.parent_span_id),
+                (post, &parent.span_id),
+                "{name}"
+            );
         }
         for span in &spans {
             assert_eq!(span.trace_id, root.trace_id);
@@ -50,7 +56,10 @@ async fn the_example_sends_its_spans_at_once_and_its_receipt_when_that_is_sent()
             assert_eq!(named(&spans, name).attributes["order"], "4711");
         }
         assert_eq!(receiver.posts().len(), 2);
-        let heard = receiver.echoes()[0].headers["traceparent"].to_str().unwrap().to_owned();
+        let heard = receiver.echoes()[0].headers["traceparent"]
+            .to_str()
+            .unwrap()
+            .to_owned();
         assert_eq!(heard, format!("00-{}-{}-01", call.trace_id, call.span_id));
         assert!(!format!("{spans:?}").contains("hunter2"));
     }

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::ops::Deref;
 
 use opentelemetry::Context;
-use opentelemetry::trace::{SpanBuilder, TraceContextExt as _, Tracer as _};
+use opentelemetry::trace::{SpanBuilder, TraceContextExt as _};
 
 use super::run::{self, InSpan};
 use super::tracer::RequestTracer;
@@ -37,7 +37,7 @@ pub struct ChildSpan {
 
 impl ChildSpan {
     pub(super) fn start(parent: &Context, builder: SpanBuilder) -> Self {
-        let span = RequestTracer::global().build_with_context(builder, parent);
+        let span = RequestTracer::global().build(builder, parent);
         Self::open(parent.with_span(span))
     }
 

@@ -19,9 +19,9 @@ use opentelemetry::{Context, Key, KeyValue, Value};
 
 pub use carry::{Carried, Carry};
 pub use child::ChildSpan;
-#[cfg(feature = "tower")]
-pub(crate) use run::within;
 pub use run::{InSpan, Outcome, in_child, in_child_sync};
+#[cfg(feature = "tower")]
+pub(crate) use run::{drop_within, within};
 pub use tracer::RequestTracer;
 
 /// The attribute of a span whose work was dropped before it was done. Its value is `true`.

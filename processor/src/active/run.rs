@@ -1,7 +1,7 @@
 //! Work in a span, which ends with it on every path.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::fmt::{self, Display};
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -135,6 +135,7 @@ values! {
     [] f32; [] f64;
     [] String;
     [] std::time::Duration;
+    [] std::convert::Infallible;
     [T: ?Sized] &T;
     [T: ?Sized] Box<T>;
     [T: ?Sized] Rc<T>;
@@ -147,11 +148,16 @@ values! {
     [T, S] HashSet<T, S>;
     [K, V] BTreeMap<K, V>;
     [T] BTreeSet<T>;
+    [T] VecDeque<T>;
     [A] (A,);
     [A, B] (A, B);
     [A, B, C] (A, B, C);
     [A, B, C, D] (A, B, C, D);
 }
+
+/// A response is one, whatever its status.
+#[cfg(feature = "tower")]
+impl<B> Outcome for http::Response<B> {}
 
 pin_project! {
     /// Work that runs in a span: the future of [`in_child`], [`ChildSpan::run`] and
@@ -171,11 +177,7 @@ pin_project! {
         fn drop(this: Pin<&mut Self>) {
             let mut this = this.project();
             if this.work.is_some() {
-                let panicking = EndOnPanic(this.span);
-                let attached = attach_in_drop(this.span.context());
-                this.work.set(None);
-                drop(attached);
-                std::mem::forget(panicking);
+                drop_within(this.span, || this.work.set(None));
                 this.span.cancel();
             }
         }
@@ -243,6 +245,15 @@ pub(crate) fn within<T>(span: &ChildSpan, work: impl FnOnce() -> T) -> T {
     drop(attached);
     std::mem::forget(panicking);
     result
+}
+
+/// Drops something of a span's with it active. If that panics, the span ends here.
+pub(crate) fn drop_within(span: &ChildSpan, dropping: impl FnOnce()) {
+    let panicking = EndOnPanic(span);
+    let attached = attach_in_drop(span.context());
+    dropping();
+    drop(attached);
+    std::mem::forget(panicking);
 }
 
 /// Attaches a context in a destructor, where a panic can end the process: not at all if it cannot be done, because the current

@@ -99,9 +99,17 @@ impl RequestTracer {
 
     /// The same, for somebody who ends it: the context in which it is active.
     pub(crate) fn start_in(&self, builder: SpanBuilder, parent: &Context) -> Context {
-        let span = self.build_with_context(builder, parent);
+        let span = self.build(builder, parent);
         // After the start: what is saved of `parent` is to own no tracer, because that would keep the provider.
         parent.with_value(self.clone()).with_span(span)
+    }
+
+    pub(super) fn build(&self, builder: SpanBuilder, parent: &Context) -> BoxedSpan {
+        let of_request = || parent.get::<Self>()?.tracer.as_ref();
+        match self.tracer.as_ref().or_else(of_request) {
+            Some(tracer) => tracer.build_with_context(builder, parent),
+            None => global::tracer(SCOPE).build_with_context(builder, parent),
+        }
     }
 
     /// Keeps the request of `cx` open, if `cx` says how.
@@ -119,13 +127,9 @@ impl Tracer for RequestTracer {
     type Span = BoxedSpan;
 
     fn build_with_context(&self, builder: SpanBuilder, parent: &Context) -> BoxedSpan {
-        if Context::is_current_telemetry_suppressed() && !parent.is_telemetry_suppressed() {
-            return self.build_with_context(builder, &parent.with_telemetry_suppressed());
-        }
-        let of_request = || parent.get::<Self>()?.tracer.as_ref();
-        match self.tracer.as_ref().or_else(of_request) {
-            Some(tracer) => tracer.build_with_context(builder, parent),
-            None => global::tracer(SCOPE).build_with_context(builder, parent),
+        match Context::is_current_telemetry_suppressed() {
+            true => self.build(builder, &parent.with_telemetry_suppressed()),
+            false => self.build(builder, parent),
         }
     }
 }

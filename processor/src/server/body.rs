@@ -10,7 +10,7 @@ use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
 use super::service::{cancel_rpc, record_rpc_status};
-use crate::active::{ChildSpan, within};
+use crate::active::{ChildSpan, drop_within, within};
 use crate::grpc;
 
 /// The span of a request while its response's body is on its way.
@@ -76,7 +76,7 @@ pin_project! {
         fn drop(this: Pin<&mut Self>) {
             let mut this = this.project();
             if let Some(sending) = this.sending.take() {
-                within(&sending.span, || this.body.set(None));
+                drop_within(&sending.span, || this.body.set(None));
                 sending.cut_off();
             }
         }

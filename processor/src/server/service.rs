@@ -18,7 +18,7 @@ use tower_service::Service;
 use super::body::{Sending, ServerBody};
 use super::describe::{self, Opening};
 use super::{Served, Settings};
-use crate::active::{ActiveSpan, ChildSpan, within};
+use crate::active::{ActiveSpan, ChildSpan, drop_within, within};
 use crate::grpc;
 use crate::http::known_method;
 
@@ -218,7 +218,7 @@ pin_project! {
         fn drop(this: Pin<&mut Self>) {
             let mut this = this.project();
             if let Some(mut answering) = this.answering.take() {
-                within(&answering.span, || this.inner.set(None));
+                drop_within(&answering.span, || this.inner.set(None));
                 cancel_rpc(&answering.span, answering.grpc);
                 answering.span.cancel();
             }

@@ -4,6 +4,7 @@ use std::pin::Pin;
 use std::thread;
 
 use futures_util::{Stream, StreamExt as _, stream};
+use opentelemetry::trace::SpanBuilder;
 use opentelemetry_per_request::{
     Carried, Carry as _, Config, DropReason, LateReason, RequestTracer, active_span, in_child,
     in_child_sync,
@@ -24,7 +25,10 @@ type Case = (&'static str, fn() -> Later);
 fn over<T>(service: &Service, number: u32, work: impl FnOnce() -> T) -> (T, Alive) {
     let (witness, alive) = Witness::new();
     let cx = tenant(number).with_value(witness);
-    let request = service.tracer.run("root", &cx, async { work() });
+    let request = service
+        .tracer
+        .start(SpanBuilder::from_name("root"), &cx)
+        .run(async { work() });
     drop(cx);
     (block_on(request), alive)
 }

@@ -25,7 +25,7 @@ use std::pin::Pin;
 use std::task::{Context as TaskContext, Poll, Waker};
 
 use opentelemetry::Value;
-use opentelemetry::trace::{SpanId, Status};
+use opentelemetry::trace::{SpanBuilder, SpanId, Status};
 use opentelemetry_per_request::{Config, Handle, InSpan, RequestTracer, in_child_sync};
 use opentelemetry_sdk::trace::SpanData;
 
@@ -61,7 +61,8 @@ impl Service {
 
     /// A request of this tenant: a span around this work.
     fn request<F: Future>(&self, name: &'static str, number: u32, work: F) -> InSpan<F> {
-        self.tracer.run(name, &tenant(number), work)
+        let root = SpanBuilder::from_name(name);
+        self.tracer.start(root, &tenant(number)).run(work)
     }
 
     /// How many spans have ended by now.
