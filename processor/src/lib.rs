@@ -88,6 +88,8 @@
 #![forbid(unsafe_code)]
 
 mod active;
+#[cfg(any(feature = "tower", target_family = "wasm"))]
+pub mod client;
 mod clock;
 mod config;
 // Each runtime uses a part of it. Natively all of that is looked at, so nothing dead stays there.

@@ -11,6 +11,7 @@ mod accounting;
 mod active;
 mod batches;
 mod bounds;
+mod client;
 mod contexts;
 mod corners;
 mod eviction;

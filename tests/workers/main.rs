@@ -14,6 +14,7 @@ mod cancelled;
 mod events;
 mod example;
 mod faults;
+mod fetch;
 mod harness;
 mod isolation;
 mod one_request;

@@ -18,14 +18,14 @@ use opentelemetry::trace::{FutureExt as _, TraceContextExt as _};
 use opentelemetry::{Context as Cx, KeyValue};
 use opentelemetry_otlp_direct::{DirectExporter, ExportToken};
 use opentelemetry_per_request::active_span;
-use opentelemetry_per_request::workers::WorkerHeaderInjector;
+use opentelemetry_per_request::workers::{TracedFetch, WorkerHeaderInjector};
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use worker::js_sys::{Function, Reflect, global};
 use worker::wasm_bindgen::JsValue;
 use worker::{
-    Context, Delay, DurableObject, Env, Fetch, Headers, MessageBatch, Method, Request, RequestInit,
-    Response, Result, ScheduleContext, ScheduledEvent, State, console_error, console_log,
-    console_warn, durable_object, event, wasm_bindgen,
+    AbortSignal, Context, Delay, DurableObject, Env, Fetch, Headers, MessageBatch, Method, Request,
+    RequestInit, Response, Result, ScheduleContext, ScheduledEvent, State, console_error,
+    console_log, console_warn, durable_object, event, wasm_bindgen,
 };
 
 use crate::TELEMETRY;
@@ -88,6 +88,9 @@ pub(crate) async fn handle(request: Request, env: Env, ctx: Context) -> Result<R
         "/panic" => panic_after(&query).await,
         "/panic-behind" => panic_behind(&query, &ctx),
         "/subrequest" => subrequest(&query).await,
+        "/traced-fetch" => traced_fetch(&query).await,
+        // As a proxy does: to whatever `host` says.
+        "/echo" => TracedFetch::request(request).send().await,
         "/refresh" => refresh(&query).await,
         "/durable" => durable(&query, &env).await,
         "/reset" => reset(&query, &env).await,
@@ -168,6 +171,23 @@ async fn subrequest(query: &Query) -> Result<Response> {
         Fetch::Request(request).send().await
     })
     .await
+}
+
+/// Calls `url` in a CLIENT span. `how` is `aborted` or `timeout` for a signal that ends it at once, and `outside` for no active
+/// span.
+async fn traced_fetch(query: &Query) -> Result<Response> {
+    let fetch = TracedFetch::url(query.text("url"));
+    match query.text("how") {
+        "aborted" => fetch.send_with_signal(&AbortSignal::abort()).await,
+        "timeout" => {
+            let reason = worker::js_sys::Error::new("it took too long");
+            reason.set_name("TimeoutError");
+            let signal = AbortSignal::abort_with_reason(reason);
+            fetch.send_with_signal(&signal).await
+        }
+        "outside" => fetch.send().with_context(Cx::new()).await,
+        _ => fetch.send().await,
+    }
 }
 
 /// Learns another token, `to`, after a span has ended under the one it had.

@@ -16,7 +16,14 @@ use crate::workers::workers;
 const PUBLISHED: [(&str, &[&str]); 2] = [
     (
         "opentelemetry-per-request",
-        &["tokio", "metrics", "internal-logs"],
+        &[
+            "tokio",
+            "metrics",
+            "internal-logs",
+            "tower",
+            "axum",
+            "reqwest",
+        ],
     ),
     (
         "opentelemetry-otlp-direct",

@@ -18,8 +18,9 @@ use crate::wasm::{TARGET, Toolchain};
 const WORKER_BUILD_VERSION: &str = "0.8.7";
 
 /// The published crates, which must compile for Workers by themselves, and with all features that work there.
-const PUBLISHED: [(&str, &str); 4] = [
+const PUBLISHED: [(&str, &str); 5] = [
     ("opentelemetry-per-request", "worker"),
+    ("opentelemetry-per-request", "worker,tower,axum"),
     (
         "opentelemetry-per-request",
         "worker,tokio,metrics,internal-logs",

@@ -43,6 +43,7 @@ mod carrier;
 pub(crate) mod console;
 mod env;
 mod events;
+mod fetch;
 mod keep_alive;
 mod rescue;
 mod root;
@@ -51,6 +52,7 @@ mod timer;
 
 pub use crate::http::{IncomingRequest, OutgoingResponse};
 pub use carrier::{WorkerHeaderExtractor, WorkerHeaderInjector};
+pub use fetch::TracedFetch;
 pub(crate) use keep_alive::KeepAlive;
 pub use keep_alive::WaitUntil;
 pub use opentelemetry_http::{HeaderExtractor, HeaderInjector};

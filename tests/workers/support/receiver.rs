@@ -12,7 +12,7 @@ use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{HeaderMap, Response, StatusCode, Uri};
-use axum::routing::{get, post};
+use axum::routing::{any, post};
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue};
@@ -106,11 +106,12 @@ pub(crate) struct Span {
     pub(crate) end: u64,
 }
 
-/// A `GET /echo…`, which any Worker can make for a subrequest.
+/// A request of `/echo…`, which any Worker can make for a subrequest.
 #[derive(Clone, Debug)]
 pub(crate) struct Echo {
     pub(crate) path: String,
     pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
 }
 
 /// Receives until it is dropped, on a thread and a runtime of its own.
@@ -244,8 +245,8 @@ async fn serve(listener: TcpListener, shared: Arc<Shared>, stopped: oneshot::Rec
     let listener = tokio::net::TcpListener::from_std(listener).unwrap();
     let router = Router::new()
         .route("/v1/traces", post(receive))
-        .route("/echo", get(echo))
-        .route("/echo/{*rest}", get(echo))
+        .route("/echo", any(echo))
+        .route("/echo/{*rest}", any(echo))
         .layer(DefaultBodyLimit::disable())
         .with_state(shared);
     tokio::select! {
@@ -283,9 +284,18 @@ async fn receive(
     }
 }
 
-async fn echo(State(shared): State<Arc<Shared>>, uri: Uri, headers: HeaderMap) -> StatusCode {
-    let path = uri.to_string();
-    shared.echoes.lock().unwrap().push(Echo { path, headers });
+async fn echo(
+    State(shared): State<Arc<Shared>>,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Bytes,
+) -> StatusCode {
+    let echo = Echo {
+        path: uri.to_string(),
+        headers,
+        body,
+    };
+    shared.echoes.lock().unwrap().push(echo);
     StatusCode::OK
 }
 
