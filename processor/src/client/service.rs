@@ -12,7 +12,7 @@ use tower_service::Service;
 use super::describe::{record_rpc_status, record_status};
 use super::layer::ClientLayer;
 use super::message::{IncomingResponse, OutgoingRequest, Rest};
-use crate::active::{ChildSpan, within};
+use crate::active::{ChildSpan, drop_within, within};
 use crate::grpc;
 
 /// A service that sends each request in a span: see [the module](super).
@@ -95,7 +95,7 @@ pin_project! {
         fn drop(this: Pin<&mut Self>) {
             let mut this = this.project();
             if let Some(mut calling) = this.calling.take() {
-                within(&calling.span, || this.inner.set(None));
+                drop_within(&calling.span, || this.inner.set(None));
                 calling.span.cancel();
             }
         }
