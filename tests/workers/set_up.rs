@@ -49,6 +49,7 @@ async fn a_setting_that_cannot_be_used_is_named_once_and_ignored() {
         }
         receiver.wait_for_spans(6, PATIENCE).await;
         assert_eq!(receiver.posts().len(), 3);
+        worker.wait_for_console(name).await;
         let console = worker.console();
         assert_eq!(console.len(), 1, "{name}: {console:?}");
         assert!(

@@ -59,6 +59,12 @@ impl ChildSpan {
         }
     }
 
+    /// No span, also in what runs in it, whatever that is polled in.
+    #[cfg(feature = "tower")]
+    pub(crate) fn outside() -> Self {
+        Self::open(Context::new())
+    }
+
     /// Runs `work` with this span active whenever it is polled, and then ends it.
     ///
     /// The span ends on every path: when `work` is done, when it panics, and when the future is dropped before, which the

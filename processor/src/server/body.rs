@@ -127,8 +127,8 @@ where
                 } else if let Some(trailers) = frame.trailers_ref() {
                     sending.read_trailers(trailers);
                 }
-                // A server that is told so does not ask again.
-                body.is_end_stream()
+                // A server that is told so does not ask again, and there is nothing to ask for after trailers.
+                frame.is_trailers() || body.is_end_stream()
             }
         };
         if ended {

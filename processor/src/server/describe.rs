@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use ::http::request::Parts;
+use ::http::uri::Authority;
 use ::http::{HeaderMap, HeaderName, Version, header};
 use opentelemetry::{Array, KeyValue, StringValue, Value};
 
@@ -15,14 +16,15 @@ pub(super) struct Opening {
     pub(super) name: Cow<'static, str>,
     pub(super) attributes: Vec<KeyValue>,
     pub(super) grpc: bool,
+    pub(super) has_route: bool,
 }
 
 impl Opening {
     pub(super) fn of(request: &Parts, settings: &Settings) -> Self {
         let grpc = grpc::is_grpc(&request.headers);
         let mut attributes = Vec::with_capacity(12);
-        let name = match grpc {
-            true => describe_rpc(request, &mut attributes),
+        let (name, has_route) = match grpc {
+            true => (describe_rpc(request, &mut attributes), false),
             false => describe_http(request, settings, &mut attributes),
         };
         push_server(request, &mut attributes);
@@ -34,6 +36,7 @@ impl Opening {
             name,
             attributes,
             grpc,
+            has_route,
         }
     }
 }
@@ -42,7 +45,7 @@ fn describe_http(
     request: &Parts,
     settings: &Settings,
     attributes: &mut Vec<KeyValue>,
-) -> Cow<'static, str> {
+) -> (Cow<'static, str>, bool) {
     let method = known_method(request.method.as_str());
     attributes.push(KeyValue::new(
         "http.request.method",
@@ -72,11 +75,11 @@ fn describe_http(
     }
     let method = method.unwrap_or("HTTP");
     match route(request, settings) {
-        None => method.into(),
+        None => (method.into(), false),
         Some(route) => {
             let name = name_of(method, &route);
             attributes.push(KeyValue::new("http.route", route));
-            name.into()
+            (name.into(), true)
         }
     }
 }
@@ -102,11 +105,10 @@ fn matched(_: &Parts) -> Option<Cow<'static, str>> {
     None
 }
 
+/// Without `rpc.method`: whether there is such a method, the answer says, and an attribute that is set cannot be taken back.
 fn describe_rpc(request: &Parts, attributes: &mut Vec<KeyValue>) -> Cow<'static, str> {
-    let method = rpc_method(request);
     attributes.push(KeyValue::new("rpc.system.name", "grpc"));
-    attributes.push(KeyValue::new("rpc.method", method.clone()));
-    method.into()
+    rpc_method(request).into()
 }
 
 fn rpc_method(request: &Parts) -> String {
@@ -125,7 +127,7 @@ fn push_server(request: &Parts, attributes: &mut Vec<KeyValue>) {
     let Some(host) = host.filter(|host| !host.host().is_empty()) else {
         return;
     };
-    attributes.push(KeyValue::new("server.address", host.host().to_owned()));
+    attributes.push(KeyValue::new("server.address", address(&host).to_owned()));
     let port = host.port_u16().or(match request.uri.scheme_str() {
         Some("http") => Some(80),
         Some("https") => Some(443),
@@ -134,6 +136,15 @@ fn push_server(request: &Parts, attributes: &mut Vec<KeyValue>) {
     if let Some(port) = port {
         attributes.push(KeyValue::new("server.port", i64::from(port)));
     }
+}
+
+/// The brackets around an IPv6 address are part of a URL, and not of the address.
+fn address(host: &Authority) -> &str {
+    let host = host.host();
+    let inner = host
+        .strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'));
+    inner.unwrap_or(host)
 }
 
 fn version(version: Version) -> Option<&'static str> {

@@ -30,8 +30,9 @@
 //! be secrets. A status from 500 on is an error, with the status as `error.type`; one from 400 on is not, it is the client's.
 //!
 //! A request of gRPC (by its content type) follows the conventions for RPC instead: the name is the method,
-//! `rpc.status_code` is a name such as `NOT_FOUND`, from the trailers. A method that the server does not know
-//! (`UNIMPLEMENTED`, without a body) is `_OTHER`, so that clients cannot make up names of spans.
+//! `rpc.status_code` is a name such as `NOT_FOUND`, from the trailers. A method that the server does not know is `_OTHER`, so
+//! that clients cannot make up names of spans: one that it answers with `UNIMPLEMENTED` and no body, or with something that
+//! is not gRPC at all, whose status is then that of HTTP. So `rpc.method` is on the span from the answer on, and not from the start.
 //!
 //! An error of the service or of the body is an error of the span, in its own words.
 //!
@@ -69,8 +70,8 @@ pub use service::{Server, ServerFuture};
 
 /// Puts a [`Server`] around a service. Cheap to clone.
 ///
-/// A request that has passed one of them already gets no second span; the inner layer only adds the route, if it knows one. So
-/// one layer may be around everything, and another one where routes are known.
+/// A request that has passed one of them already gets no second span; the inner layer only adds the route, if it knows one and
+/// the outer one did not. So one layer may be around everything, and another one where routes are known.
 #[derive(Clone)]
 pub struct ServerLayer {
     settings: Arc<Settings>,
@@ -94,9 +95,13 @@ type FilterHook = dyn Fn(&Parts) -> bool + Send + Sync;
 type RouteHook = dyn Fn(&Parts) -> Option<Cow<'static, str>> + Send + Sync;
 type AttributesHook = dyn Fn(&Parts, &mut Vec<KeyValue>) + Send + Sync;
 
-/// In the extensions of a request that has its span: which one that is.
+/// In the extensions of a request that has its span.
 #[derive(Clone)]
-struct Served(ActiveSpan);
+struct Served {
+    span: ActiveSpan,
+    /// An attribute that is set twice is there twice.
+    has_route: bool,
+}
 
 impl ServerLayer {
     /// A layer whose spans are started by `tracer`. Every request is traced, unless the caller's `traceparent` says that it is

@@ -35,10 +35,17 @@ struct Answering {
     span: ChildSpan,
     settings: Arc<Settings>,
     grpc: bool,
-    /// The response to these has no body, whatever its headers say.
-    bodiless: bool,
-    /// That of gRPC, to be taken back if there is none.
-    name: Option<String>,
+    asked: Asked,
+    /// That of gRPC, as the client has it.
+    method: Option<String>,
+}
+
+/// What decides, with the status, whether a response has a body, whatever its headers say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asked {
+    ForHead,
+    ForTunnel,
+    Otherwise,
 }
 
 impl<S> Server<S> {
@@ -67,7 +74,7 @@ where
         let request = Request::from_parts(parts, body);
         // What a service does before its future is first polled is part of the request, too.
         let inner = match &answering {
-            Some(answering) => within(&answering.span, || self.inner.call(request)),
+            Some(answering) => answering.within(|| self.inner.call(request)),
             None => self.inner.call(request),
         };
         ServerFuture {
@@ -81,16 +88,24 @@ impl<S> Server<S> {
     /// Starts the span of a request, if it is to have one.
     fn open(&self, request: &mut Parts) -> Option<Answering> {
         let settings = &self.settings;
-        if let Some(Served(span)) = request.extensions.get() {
-            add_route(span, request, settings);
+        if let Some(served) = request.extensions.get::<Served>() {
+            if !served.has_route {
+                let has_route = add_route(&served.span, request, settings);
+                let span = served.span.clone();
+                request.extensions.insert(Served { span, has_route });
+            }
             return None;
         }
-        if settings
-            .filter
-            .as_ref()
-            .is_some_and(|filter| !filter(request))
-        {
-            return None;
+        let asked = Asked::by(&request.method);
+        let filter = settings.filter.as_ref();
+        if filter.is_some_and(|filter| !filter(request)) {
+            return Some(Answering {
+                span: ChildSpan::outside(),
+                settings: settings.clone(),
+                grpc: false,
+                asked,
+                method: None,
+            });
         }
         // Never the current context: it may be another request's.
         let headers = HeaderExtractor(&request.headers);
@@ -102,33 +117,62 @@ impl<S> Server<S> {
             None => parent,
         };
         let opening = Opening::of(request, settings);
-        let name = opening.grpc.then(|| opening.name.to_string());
+        let has_route = opening.has_route;
+        let method = opening.grpc.then(|| opening.name.to_string());
         let builder = SpanBuilder::from_name(opening.name)
             .with_kind(SpanKind::Server)
             .with_attributes(opening.attributes);
         let span = settings.tracer.start(builder, &parent);
-        request.extensions.insert(Served(span.clone()));
+        request.extensions.insert(Served {
+            span: span.clone(),
+            has_route,
+        });
         Some(Answering {
             span,
             settings: settings.clone(),
             grpc: opening.grpc,
-            bodiless: matches!(request.method, Method::HEAD | Method::CONNECT),
-            name,
+            asked,
+            method,
         })
     }
 }
 
-/// An outer layer did not know the route yet.
-fn add_route(span: &ActiveSpan, request: &Parts, settings: &Settings) {
-    let Some(route) = describe::route(request, settings) else {
-        return;
-    };
+/// An outer layer did not know the route yet. Whether this one does.
+fn add_route(span: &ActiveSpan, request: &Parts, settings: &Settings) -> bool {
     if grpc::is_grpc(&request.headers) {
-        return;
+        return false;
     }
+    let Some(route) = describe::route(request, settings) else {
+        return false;
+    };
     let method = known_method(request.method.as_str()).unwrap_or("HTTP");
     span.update_name(describe::name_of(method, &route));
     span.set_attribute("http.route", route);
+    true
+}
+
+// ===== impl Asked =====
+
+impl Asked {
+    fn by(method: &Method) -> Self {
+        match *method {
+            Method::HEAD => Self::ForHead,
+            Method::CONNECT => Self::ForTunnel,
+            _ => Self::Otherwise,
+        }
+    }
+
+    fn is_bodiless(self, status: StatusCode) -> bool {
+        match self {
+            Self::ForHead => true,
+            // One that is refused has a body that says why.
+            Self::ForTunnel if status.is_success() => true,
+            _ => {
+                status.is_informational()
+                    || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+            }
+        }
+    }
 }
 
 // ===== impl Answering =====
@@ -144,10 +188,8 @@ impl Answering {
                 false
             }
         };
-        let bodiless = self.bodiless
-            || status.is_informational()
-            || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-        if self.settings.end_at_head || bodiless || response.body().is_end_stream() {
+        let is_over = self.settings.end_at_head || self.asked.is_bodiless(status);
+        if is_over || response.body().is_end_stream() {
             self.span.end();
             return None;
         }
@@ -170,20 +212,61 @@ impl Answering {
 
     /// Whether the status is still to come, in the trailers.
     fn record_rpc<R>(&self, response: &Response<R>) -> bool {
-        let Some(status) = grpc::status(response.headers()) else {
-            if response.status() != StatusCode::OK {
-                let status = response.status().as_u16().to_string();
-                self.span.fail_with(status, "");
-            }
-            return true;
-        };
-        record_rpc_status(&self.span, status);
-        if let ("UNIMPLEMENTED", Some(name)) = (status, &self.name) {
+        let headers = response.headers();
+        let status = grpc::status(headers);
+        let by_rpc = response.status() == StatusCode::OK && grpc::is_grpc(headers);
+        if status.is_none() && !by_rpc {
+            // Whoever answered knows nothing of gRPC.
+            self.record_unknown_method();
+            self.record_http(response);
+            return false;
+        }
+        match status {
+            Some("UNIMPLEMENTED") => self.record_unknown_method(),
+            _ => self.record_method(),
+        }
+        let mut attributes = Vec::new();
+        describe::push_headers(headers, &self.settings.response_headers, &mut attributes);
+        self.span.set_attributes(attributes);
+        if let Some(status) = status {
+            record_rpc_status(&self.span, status);
+        }
+        status.is_none()
+    }
+
+    /// The method is one of the server's, as far as anybody can tell.
+    fn record_method(&self) {
+        if let Some(method) = &self.method {
+            self.span.set_attribute("rpc.method", method.clone());
+        }
+    }
+
+    /// The method is one that the client made up.
+    fn record_unknown_method(&self) {
+        if let Some(method) = &self.method {
             self.span.update_name("grpc");
             self.span.set_attribute("rpc.method", "_OTHER");
-            self.span.set_attribute("rpc.method_original", name.clone());
+            self.span
+                .set_attribute("rpc.method_original", method.clone());
         }
-        false
+    }
+
+    /// Runs the service in the span. If it panics, that is all there will be of an answer.
+    fn within<T>(&self, work: impl FnOnce() -> T) -> T {
+        within(&self.span, || {
+            let panicking = Panicking(self);
+            let result = work();
+            std::mem::forget(panicking);
+            result
+        })
+    }
+}
+
+struct Panicking<'a>(&'a Answering);
+
+impl Drop for Panicking<'_> {
+    fn drop(&mut self) {
+        self.0.record_method();
     }
 }
 
@@ -219,6 +302,7 @@ pin_project! {
             let mut this = this.project();
             if let Some(mut answering) = this.answering.take() {
                 drop_within(&answering.span, || this.inner.set(None));
+                answering.record_method();
                 cancel_rpc(&answering.span, answering.grpc);
                 answering.span.cancel();
             }
@@ -244,8 +328,8 @@ where
             this.inner.set(None);
             return Poll::Ready(result.map(|response| response.map(ServerBody::untraced)));
         };
-        let result = ready!(within(&answering.span, || inner.poll(task)));
-        within(&answering.span, || this.inner.set(None));
+        let result = ready!(answering.within(|| inner.poll(task)));
+        answering.within(|| this.inner.set(None));
         let Some(answering) = this.answering.take() else {
             return Poll::Pending;
         };
@@ -255,6 +339,7 @@ where
                 Ok(response.map(|body| ServerBody::new(body, sending)))
             }
             Err(error) => {
+                answering.record_method();
                 answering.span.fail(&error);
                 answering.span.end();
                 Err(error)
