@@ -25,6 +25,7 @@ mod release;
 mod roots;
 mod same_trace;
 mod secrets;
+mod server;
 mod settings;
 mod shutdown;
 mod waiting;

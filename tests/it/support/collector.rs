@@ -12,6 +12,7 @@ use fake_opentelemetry_collector::FakeCollectorServer;
 use opentelemetry_proto::tonic::collector::trace::v1::{
     ExportTraceServiceRequest, ExportTraceServiceResponse,
 };
+use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message as _;
 use tokio::sync::oneshot;
 
@@ -20,6 +21,8 @@ use tokio::sync::oneshot;
 pub(crate) struct Received {
     pub(crate) authorization: Option<String>,
     pub(crate) spans: Vec<String>,
+    /// The same spans as they came. Empty over gRPC.
+    pub(crate) decoded: Vec<Span>,
 }
 
 /// Receives until it is dropped.
@@ -75,6 +78,7 @@ impl Collector {
                     .extend(spans.into_iter().map(|span| Received {
                         authorization: None,
                         spans: vec![span.name],
+                        decoded: Vec::new(),
                     }));
             }
             server.abort();
@@ -131,16 +135,17 @@ impl Collector {
 
 fn decode(headers: &HeaderMap, body: Bytes) -> Received {
     let request = ExportTraceServiceRequest::decode(body).unwrap();
+    let decoded: Vec<Span> = request
+        .resource_spans
+        .into_iter()
+        .flat_map(|resource| resource.scope_spans)
+        .flat_map(|scope| scope.spans)
+        .collect();
     Received {
         authorization: headers
             .get(header::AUTHORIZATION)
             .map(|value| value.to_str().unwrap().to_owned()),
-        spans: request
-            .resource_spans
-            .into_iter()
-            .flat_map(|resource| resource.scope_spans)
-            .flat_map(|scope| scope.spans)
-            .map(|span| span.name)
-            .collect(),
+        spans: decoded.iter().map(|span| span.name.clone()).collect(),
+        decoded,
     }
 }
