@@ -1,7 +1,8 @@
 //! Service and body run in the span of their request, and so does what they leave behind.
 
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::pin::Pin;
+use std::task::{Context as TaskContext, Poll};
 
 use axum::Router;
 use axum::body::Body;
@@ -11,10 +12,9 @@ use axum::routing::get;
 use opentelemetry::trace::{SpanId, SpanKind};
 use opentelemetry_per_request::{Carry as _, active_span, in_child, in_child_sync};
 use opentelemetry_sdk::trace::SpanData;
-use tokio::sync::Semaphore;
 use tower::{Layer as _, service_fn};
 
-use super::site::{Serving, Site, attribute};
+use super::site::{Once, Serving, Site, attribute};
 use crate::support::{Tenant, wait_until};
 
 fn get_of(path: &str) -> String {
@@ -57,8 +57,8 @@ fn parent_of<'a>(spans: &'a [SpanData], name: &str) -> &'a str {
         .name
 }
 
-/// Scenario: a service makes spans when it is called, before and after awaits, in its body's stream, and when both are
-/// dropped.
+/// Scenario: a service makes spans when it is called, before and after awaits, in its body's stream, and when its
+/// future is dropped, which is done.
 /// Guarantees: each is a child of the SERVER span.
 #[test]
 fn service_and_body_run_in_the_span() {
@@ -68,12 +68,22 @@ fn service_and_body_run_in_the_span() {
             in_child_sync(self.0, || {});
         }
     }
+    /// Drops something when it is dropped itself, which is after it is done.
+    struct Keeps<F>(
+        Pin<Box<F>>,
+        #[expect(dead_code, reason = "it is there to be dropped")] Dropped,
+    );
+    impl<F: Future> Future for Keeps<F> {
+        type Output = F::Output;
+
+        fn poll(mut self: Pin<&mut Self>, task: &mut TaskContext<'_>) -> Poll<F::Output> {
+            self.0.as_mut().poll(task)
+        }
+    }
     let site = Site::new();
     let service = service_fn(|_: http::Request<hyper::body::Incoming>| {
         in_child_sync("in the call", || {});
-        let kept = Dropped("in the drop of the future");
-        async move {
-            let _kept = kept;
+        let work = async {
             in_child("before", async {}).await;
             tokio::time::sleep(std::time::Duration::from_millis(1)).await;
             tokio::task::yield_now().await;
@@ -88,18 +98,19 @@ fn service_and_body_run_in_the_span() {
                     1 => in_child_sync("first part", || {}),
                     2 => {
                         task.waker().wake_by_ref();
-                        return std::task::Poll::Pending;
+                        return Poll::Pending;
                     }
                     3 => in_child_sync("second part", || {}),
                     _ => {
                         in_child_sync("the end", || {});
-                        return std::task::Poll::Ready(None);
+                        return Poll::Ready(None);
                     }
                 }
-                std::task::Poll::Ready(Some(Ok::<_, Infallible>("part.")))
+                Poll::Ready(Some(Ok::<_, Infallible>("part.")))
             });
             Ok::<_, Infallible>(http::Response::new(Body::from_stream(stream)))
-        }
+        };
+        Keeps(Box::pin(work), Dropped("in the drop of the future"))
     });
     let serving = Serving::hyper(site.layer().layer(service));
     let answer = serving.exchange(get_of("/"));
@@ -167,57 +178,45 @@ fn inner_layer_adds_the_route_to_the_span_of_the_outer_one() {
     }
 }
 
-/// Scenario: a handler answers, and leaves work behind: a carried task, a carried closure on another thread, and a task in
-/// a span of its own. Each makes its spans after the answer is read and the SERVER span has ended.
-/// Guarantees: no span is late; each is in the trace of its request, below the span it was left by, and leaves under
-/// the request's context.
+/// Scenario: a handler answers, and leaves one piece of work behind: a carried task, a carried closure on another thread, or
+/// a task in a span of its own. It makes its span after the answer was read and the SERVER span has ended.
+/// Guarantees: no span is late; each is in the trace of its request, below the span it was left by, and leaves under the
+/// request's context.
 #[test]
 fn work_that_outlives_the_answer_is_still_its_requests() {
-    let site = Site::new();
-    let goes_on = Arc::new(Semaphore::new(0));
-    let (go, gone) = std::sync::mpsc::channel::<()>();
-    let gone = super::site::Once::new(gone);
-    let handler = {
-        let goes_on = goes_on.clone();
-        move || {
-            let wait =
-                |goes_on: Arc<Semaphore>| async move { goes_on.acquire().await.unwrap().forget() };
-            let (first, second) = (wait(goes_on.clone()), wait(goes_on.clone()));
-            let gone = gone.clone();
-            async move {
-                tokio::spawn(
-                    async move {
-                        first.await;
-                        in_child("in a task", tokio::task::yield_now()).await;
-                    }
-                    .carried(),
-                );
-                let closure = move || {
-                    gone.take().recv().unwrap_err();
-                    in_child_sync("on a thread", || {});
-                };
-                tokio::task::spawn_blocking(closure.carried_fn());
-                tokio::spawn(in_child("receipt", async move {
-                    second.await;
-                    in_child("in the receipt", async {}).await;
-                }));
-                "answer"
+    for kind in ["a carried task", "a carried closure", "a task in a span"] {
+        let site = Site::new();
+        let (go, goes_on) = std::sync::mpsc::channel::<()>();
+        let goes_on = Once::new(goes_on);
+        let handler = move || async move {
+            // Until the test lets go.
+            let wait = move || goes_on.take().recv().unwrap_err();
+            let waiting = wait.clone();
+            let waits = async {
+                tokio::task::spawn_blocking(waiting).await.unwrap();
+                in_child("later", tokio::task::yield_now()).await;
+            };
+            match kind {
+                "a carried task" => drop(tokio::spawn(waits.carried())),
+                "a task in a span" => drop(tokio::spawn(in_child("receipt", waits))),
+                _ => {
+                    let closure = move || {
+                        wait();
+                        in_child_sync("later", || {});
+                    };
+                    drop(tokio::task::spawn_blocking(closure.carried_fn()));
+                }
             }
-        }
-    };
-    let serving = Serving::axum(Router::new().route("/", get(handler)).layer(site.layer()));
-    assert!(serving.exchange(get_of("/")).ends_with("answer"));
-    wait_until("the span ends", || site.log.has("GET / ended"));
-    assert_eq!(site.ended(), 1);
-    goes_on.add_permits(2);
-    drop(go);
-    let spans = spans_of_one_request(&site, 5);
-    for (name, parent) in [
-        ("in a task", "GET /"),
-        ("on a thread", "GET /"),
-        ("receipt", "GET /"),
-        ("in the receipt", "receipt"),
-    ] {
-        assert_eq!(parent_of(&spans, name), parent);
+            "answer"
+        };
+        let serving = Serving::axum(Router::new().route("/", get(handler)).layer(site.layer()));
+        assert!(serving.exchange(get_of("/")).ends_with("answer"));
+        wait_until("the span ends", || site.log.has("GET / ended"));
+        assert_eq!(site.ended(), 1);
+        drop(go);
+        let in_a_span = kind == "a task in a span";
+        let spans = spans_of_one_request(&site, if in_a_span { 3 } else { 2 });
+        let parent = if in_a_span { "receipt" } else { "GET /" };
+        assert_eq!(parent_of(&spans, "later"), parent, "{kind}");
     }
 }

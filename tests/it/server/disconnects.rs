@@ -1,6 +1,7 @@
 //! Clients that leave before they have everything.
 
 use std::future::pending;
+use std::sync::{Arc, Mutex};
 
 use axum::Router;
 use axum::routing::get;
@@ -9,13 +10,18 @@ use http_body_util::{BodyExt as _, Full};
 use opentelemetry::trace::{Status, TracerProvider as _};
 use opentelemetry_otlp_direct::{DirectExporter, ExportToken};
 use opentelemetry_per_request::server::ServerLayer;
-use opentelemetry_per_request::{PerRequestSpanProcessor, RequestTracer, active_span, in_child};
+use opentelemetry_per_request::{
+    ActiveSpan, PerRequestSpanProcessor, RequestTracer, active_span, in_child,
+};
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 
 use super::site::{Fed, Log, Serving, Site, attribute, in_runtime, is_cancelled};
 use crate::support::collector::Collector;
 use crate::support::{Tenant, balanced, wait_until};
+
+/// Handles to spans, which keep none of them open.
+type Kept = Arc<Mutex<Vec<ActiveSpan>>>;
 
 /// The order of what happens on the server once it sees that the client is gone: nothing is between the first and the last.
 fn assert_ended_at_once(log: &Log, ended: &str) {
@@ -39,7 +45,12 @@ fn client_that_leaves_in_mid_body_ends_the_span_at_once() {
     ] {
         let site = Site::new();
         let (feed, body) = Fed::of_length(&site.log, length);
-        let handler = move || async move { body.take().response() };
+        let kept = Kept::default();
+        let keep = kept.clone();
+        let handler = move || async move {
+            keep.lock().unwrap().push(active_span());
+            body.take().response()
+        };
         let app = Router::new()
             .route("/stream", get(handler))
             .layer(site.layer());
@@ -73,6 +84,7 @@ fn client_that_leaves_in_mid_body_ends_the_span_at_once() {
             client.hang_up();
         }
         assert_ended_at_once(&site.log, "GET /stream ended");
+        assert!(!kept.lock().unwrap()[0].is_recording());
         let (span, tenant) = site.spans(1).remove(0);
         assert_eq!(tenant, Some(Tenant(7)));
         assert!(is_cancelled(&span), "{span:?}");
