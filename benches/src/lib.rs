@@ -16,6 +16,7 @@ use span_cost::{Kind, NoopProcessor};
 
 pub mod delivery;
 pub mod encode;
+pub mod layer;
 pub mod memory;
 pub mod registry;
 pub mod span_cost;

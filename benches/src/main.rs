@@ -6,12 +6,14 @@
 
 use std::process::Command;
 
+use benches::layer::{App, Layer};
 use benches::span_cost::{Cost, Kind};
-use benches::{delivery, encode, percentile, registry, span_cost, wire};
+use benches::{delivery, encode, layer, percentile, registry, span_cost, wire};
 use serde_json::{Map, Value, json};
 
-/// Bursts in a run of `span_cost`, and runs: kinds take turns, and the median run counts.
+/// Bursts in a run of `span_cost` or of `layer`, and runs: kinds take turns, and the median run counts.
 const BURSTS: usize = 200;
+const LAYER_BURSTS: usize = 60;
 const RUNS: usize = 5;
 
 fn main() -> std::io::Result<()> {
@@ -21,6 +23,11 @@ fn main() -> std::io::Result<()> {
     let say = |what: &str| eprintln!("measuring {what} …");
     say("span_cost_ns");
     let span_cost = table([1, 2], span_cost_ns);
+    say("layer_ns");
+    let layer = compared(layer_ns);
+    say("layer_allocations");
+    let layer_allocations: Value =
+        serde_json::from_str(&beside("layer_allocations")?).map_err(std::io::Error::other)?;
     say("encode_us");
     let encode = table(encode::SIZES, |size| {
         let (direct, proto) = encode::measure(size);
@@ -29,7 +36,10 @@ fn main() -> std::io::Result<()> {
     say("eviction_ns");
     let eviction = table(registry::SIZES, |size| round(registry::eviction_ns(size)));
     say("entry_bytes");
-    let entry_bytes = entry_bytes()?;
+    let entry_bytes: f64 = beside("entry_bytes")?
+        .trim()
+        .parse()
+        .map_err(std::io::Error::other)?;
     say("time_to_wire_ms");
     let time_to_wire = compared(|kind| {
         let latency = wire::measure(kind);
@@ -49,6 +59,8 @@ fn main() -> std::io::Result<()> {
         "{}",
         json!({
             "span_cost_ns": span_cost,
+            "layer_ns": layer,
+            "layer_allocations": layer_allocations,
             "encode_us": encode,
             "eviction_ns": eviction,
             "entry_bytes": round(entry_bytes),
@@ -59,12 +71,37 @@ fn main() -> std::io::Result<()> {
     Ok(())
 }
 
-/// Asks the program beside this one, whose allocator counts. Here, counting would be part of what is measured.
-fn entry_bytes() -> std::io::Result<f64> {
-    let program = std::env::current_exe()?.with_file_name("entry_bytes");
+/// What a program beside this one prints, whose allocator counts. Here, counting would be part of what is measured.
+fn beside(program: &str) -> std::io::Result<String> {
+    let program = std::env::current_exe()?.with_file_name(program);
     let output = Command::new(program).output()?;
-    let printed = String::from_utf8_lossy(&output.stdout);
-    printed.trim().parse().map_err(std::io::Error::other)
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        return Err(std::io::Error::other(said));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Nanoseconds for a request, by what is served and by layer.
+fn layer_ns(kind: Kind) -> Value {
+    layer::check();
+    let cells = App::ALL.map(|app| Layer::ALL.map(|layer| (app, layer)));
+    let mut runs: Vec<_> = cells
+        .into_iter()
+        .flatten()
+        .map(|cell| (cell, Vec::new()))
+        .collect();
+    for _ in 0..RUNS {
+        for ((app, layer), nanos) in &mut runs {
+            nanos.push(layer::measure(*app, *layer, kind, LAYER_BURSTS));
+        }
+    }
+    let mut apps = Map::new();
+    for ((app, layer), nanos) in &mut runs {
+        apps.entry(app.name()).or_insert_with(|| json!({}))[layer.name()] =
+            round(percentile(nanos, 50));
+    }
+    apps.into()
 }
 
 /// Added cost over the processor that does nothing, by kind.
