@@ -135,11 +135,18 @@ fn url_attributes(url: &Uri) -> impl Iterator<Item = KeyValue> {
 
 /// The names in a query. Its values may be secrets, and so may be what has no name.
 pub(crate) fn redacted(query: &str) -> String {
-    let redact = |part: &str| match part.split_once('=') {
-        Some((name, _)) => format!("{name}=REDACTED"),
-        None => "REDACTED".to_owned(),
-    };
-    query.split('&').map(redact).collect::<Vec<_>>().join("&")
+    let mut redacted = String::with_capacity(query.len() + 32);
+    for (i, part) in query.split('&').enumerate() {
+        if i > 0 {
+            redacted.push('&');
+        }
+        if let Some((name, _)) = part.split_once('=') {
+            redacted.push_str(name);
+            redacted.push('=');
+        }
+        redacted.push_str("REDACTED");
+    }
+    redacted
 }
 
 #[cfg(test)]

@@ -86,7 +86,7 @@ fn describe_http(
 
 /// What a span is called whose route is known.
 pub(super) fn name_of(method: &str, route: &str) -> String {
-    format!("{method} {route}")
+    [method, " ", route].concat()
 }
 
 pub(super) fn route(request: &Parts, settings: &Settings) -> Option<Cow<'static, str>> {

@@ -9,8 +9,8 @@ use std::task::{Context as TaskContext, Poll, ready};
 use ::http::request::Parts;
 use ::http::{Method, Request, Response, StatusCode};
 use http_body::Body;
+use opentelemetry::Context;
 use opentelemetry::trace::{SpanBuilder, SpanKind};
-use opentelemetry::{Context, KeyValue};
 use opentelemetry_http::HeaderExtractor;
 use pin_project_lite::pin_project;
 use tower_service::Service;
@@ -198,16 +198,17 @@ impl Answering {
 
     fn record_http<R>(&self, response: &Response<R>) {
         let status = response.status();
-        let mut attributes = vec![KeyValue::new(
-            "http.response.status_code",
-            i64::from(status.as_u16()),
-        )];
+        let code = i64::from(status.as_u16());
+        self.span.set_attribute("http.response.status_code", code);
         if status.is_server_error() {
             self.span.fail_with(status.as_u16().to_string(), "");
         }
         let wanted = &self.settings.response_headers;
-        describe::push_headers(response.headers(), wanted, &mut attributes);
-        self.span.set_attributes(attributes);
+        if !wanted.is_empty() {
+            let mut attributes = Vec::with_capacity(wanted.len());
+            describe::push_headers(response.headers(), wanted, &mut attributes);
+            self.span.set_attributes(attributes);
+        }
     }
 
     /// Whether the status is still to come, in the trailers.
