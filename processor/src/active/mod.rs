@@ -21,7 +21,7 @@ pub use carry::{Carried, Carry};
 pub use child::ChildSpan;
 pub use run::{InSpan, Outcome, in_child, in_child_sync};
 #[cfg(feature = "tower")]
-pub(crate) use run::{drop_within, within};
+pub(crate) use run::{drop_within, poll_once, within};
 pub use tracer::RequestTracer;
 
 /// The attribute of a span whose work was dropped before it was done. Its value is `true`.

@@ -209,11 +209,7 @@ impl<F: Future> Future for InSpan<F> {
 
     fn poll(self: Pin<&mut Self>, task: &mut TaskContext<'_>) -> Poll<F::Output> {
         let mut this = self.project();
-        let Some(work) = this.work.as_mut().as_pin_mut() else {
-            return Poll::Pending;
-        };
-        let result = ready!(within(this.span, || work.poll(task)));
-        within(this.span, || this.work.set(None));
+        let result = ready!(within(this.span, || poll_once(this.work.as_mut(), task)));
         // It may run code of the user's, such as the `Display` of an error.
         let panicking = EndOnPanic(this.span);
         (this.outcome)(&result, this.span);
@@ -244,6 +240,21 @@ pub(crate) fn within<T>(span: &ChildSpan, work: impl FnOnce() -> T) -> T {
     let result = work();
     drop(attached);
     std::mem::forget(panicking);
+    result
+}
+
+/// Polls work, and drops it when it is done: both in one go, so that its context is attached once. After that it stays pending.
+pub(crate) fn poll_once<F: Future>(
+    mut work: Pin<&mut Option<F>>,
+    task: &mut TaskContext<'_>,
+) -> Poll<F::Output> {
+    let Some(running) = work.as_mut().as_pin_mut() else {
+        return Poll::Pending;
+    };
+    let result = running.poll(task);
+    if result.is_ready() {
+        work.set(None);
+    }
     result
 }
 

@@ -12,7 +12,7 @@ use tower_service::Service;
 use super::describe::{record_rpc_status, record_status};
 use super::layer::ClientLayer;
 use super::message::{IncomingResponse, OutgoingRequest, Rest};
-use crate::active::{ChildSpan, drop_within, within};
+use crate::active::{ChildSpan, drop_within, poll_once, within};
 use crate::grpc;
 
 /// A service that sends each request in a span: see [the module](super).
@@ -119,21 +119,10 @@ where
 
     fn poll(self: Pin<&mut Self>, task: &mut TaskContext<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
-        let Some(inner) = this.inner.as_mut().as_pin_mut() else {
-            return Poll::Pending;
-        };
-        let result = match this.calling.as_ref() {
-            Some(calling) => {
-                let result = ready!(within(&calling.span, || inner.poll(task)));
-                within(&calling.span, || this.inner.set(None));
-                result
-            }
-            None => {
-                let result = ready!(inner.poll(task));
-                this.inner.set(None);
-                result
-            }
-        };
+        let result = ready!(match this.calling.as_ref() {
+            Some(calling) => within(&calling.span, || poll_once(this.inner.as_mut(), task)),
+            None => poll_once(this.inner.as_mut(), task),
+        });
         let calling = this.calling.take();
         Poll::Ready(match result {
             Ok(response) => {

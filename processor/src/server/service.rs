@@ -18,7 +18,7 @@ use tower_service::Service;
 use super::body::{Sending, ServerBody};
 use super::describe::{self, Opening};
 use super::{Served, Settings};
-use crate::active::{ActiveSpan, ChildSpan, drop_within, within};
+use crate::active::{ActiveSpan, ChildSpan, drop_within, poll_once, within};
 use crate::grpc;
 use crate::http::known_method;
 
@@ -321,18 +321,12 @@ where
 
     fn poll(self: Pin<&mut Self>, task: &mut TaskContext<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
-        let Some(inner) = this.inner.as_mut().as_pin_mut() else {
-            return Poll::Pending;
-        };
-        let Some(answering) = this.answering.as_ref() else {
-            let result = ready!(inner.poll(task));
-            this.inner.set(None);
-            return Poll::Ready(result.map(|response| response.map(ServerBody::untraced)));
-        };
-        let result = ready!(answering.within(|| inner.poll(task)));
-        answering.within(|| this.inner.set(None));
+        let result = ready!(match this.answering.as_ref() {
+            Some(answering) => answering.within(|| poll_once(this.inner.as_mut(), task)),
+            None => poll_once(this.inner.as_mut(), task),
+        });
         let Some(answering) = this.answering.take() else {
-            return Poll::Pending;
+            return Poll::Ready(result.map(|response| response.map(ServerBody::untraced)));
         };
         Poll::Ready(match result {
             Ok(response) => {
