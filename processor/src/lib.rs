@@ -78,6 +78,7 @@
 //! | `tower` | | layers for tower: a span for each request that a server answers (module `server`), and for each that a client sends (module `client`) |
 //! | `axum` | | spans of an axum server are named by the route that matched; brings `tower` |
 //! | `reqwest` | | calls of a `reqwest::Client`; brings `tower` |
+//! | `tracing` | | a layer for `tracing`: its spans and events become those of the request that they happen in (module `tracing`) |
 //! | `worker` | | Cloudflare Workers, on `wasm32-unknown-unknown`: the module `workers`. Nothing anywhere else |
 //!
 //! # In Cloudflare Workers
@@ -123,6 +124,8 @@ mod stats;
 mod sync;
 #[cfg(test)]
 mod testing;
+#[cfg(feature = "tracing")]
+pub mod tracing;
 #[cfg(target_family = "wasm")]
 pub mod workers;
 #[cfg(all(

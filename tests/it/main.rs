@@ -28,4 +28,5 @@ mod secrets;
 mod server;
 mod settings;
 mod shutdown;
+mod tracing;
 mod waiting;

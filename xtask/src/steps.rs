@@ -23,6 +23,7 @@ const PUBLISHED: [(&str, &[&str]); 2] = [
             "tower",
             "axum",
             "reqwest",
+            "tracing",
         ],
     ),
     (
@@ -40,13 +41,14 @@ const PUBLISHED: [(&str, &[&str]); 2] = [
     ),
 ];
 
-const EXAMPLES: [&str; 6] = [
+const EXAMPLES: [&str; 7] = [
     "direct",
     "otlp_http",
     "otlp_grpc",
     "per_request_tokens",
     "axum_service",
     "deep_library",
+    "tracing",
 ];
 
 /// The names of the crates that are published.

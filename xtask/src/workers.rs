@@ -23,7 +23,7 @@ const PUBLISHED: [(&str, &str); 5] = [
     ("opentelemetry-per-request", "worker,tower,axum"),
     (
         "opentelemetry-per-request",
-        "worker,tokio,metrics,internal-logs",
+        "worker,tokio,metrics,internal-logs,tracing",
     ),
     ("opentelemetry-otlp-direct", "worker"),
     (
