@@ -23,3 +23,4 @@ mod requests;
 mod set_up;
 mod spans;
 mod support;
+mod tracing;

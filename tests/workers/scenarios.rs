@@ -6,6 +6,8 @@
 
 #[path = "scenarios/requests.rs"]
 mod requests;
+#[path = "scenarios/tracing.rs"]
+mod tracing;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -94,7 +96,7 @@ pub(crate) async fn handle(request: Request, env: Env, ctx: Context) -> Result<R
         "/refresh" => refresh(&query).await,
         "/durable" => durable(&query, &env).await,
         "/reset" => reset(&query, &env).await,
-        _ => Response::error("no such scenario", 404),
+        path => tracing::handle(path, &query, &ctx).await,
     }
 }
 
