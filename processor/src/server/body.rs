@@ -23,6 +23,8 @@ pub(super) struct Sending {
     length: Option<u64>,
     /// Whether the status of gRPC is in the trailers.
     trailers: bool,
+    /// Whether the span says already what has failed: of two the SDK would keep both.
+    failed: bool,
 }
 
 impl Sending {
@@ -34,6 +36,7 @@ impl Sending {
             sent: 0,
             length: declared.or_else(|| response.body().size_hint().exact()),
             trailers,
+            failed: response.status().is_server_error(),
         }
     }
 
@@ -118,7 +121,9 @@ where
             Poll::Pending => false,
             Poll::Ready(None) => true,
             Poll::Ready(Some(Err(error))) => {
-                sending.span.fail(error);
+                if !sending.failed {
+                    sending.span.fail(error);
+                }
                 true
             }
             Poll::Ready(Some(Ok(frame))) => {

@@ -34,13 +34,14 @@
 //! that clients cannot make up names of spans: one that it answers with `UNIMPLEMENTED` and no body, or with something that
 //! is not gRPC at all, whose status is then that of HTTP. So `rpc.method` is on the span from the answer on, and not from the start.
 //!
-//! An error of the service or of the body is an error of the span, in its own words.
+//! An error of the service or of the body is an error of the span, in its own words; that of a body only if its status is none
+//! already.
 //!
 //! # When it ends
 //!
 //! With the response's *body*, and while the body is polled the span is active. So a stream of an hour is a span of an hour,
-//! whose children leave as they end, and which itself leaves at its end. When the body is dropped before its end, because the client
-//! is gone, the span ends at once and has the attribute [`per_request.cancelled`](crate::CANCELLED_ATTRIBUTE), and
+//! whose children leave as they end, and which itself leaves at its end. When the server drops the body before its end, because it
+//! has noticed that the client is gone, the span ends at once and has the attribute [`per_request.cancelled`](crate::CANCELLED_ATTRIBUTE), and
 //! `http.response.body.size` with the bytes that had been taken from it. The same attribute, without a status code, is on
 //! the span of a request that was dropped before its head. Neither is an error by itself: the conventions have no rule, and
 //! a stream of events nearly always ends that way.

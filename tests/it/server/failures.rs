@@ -69,6 +69,35 @@ fn error_of_the_body_fails_the_span() {
     }
 }
 
+/// Scenario: a response with the status 503 whose body fails, too.
+/// Guarantees: the span says once what has failed: the status, which came first.
+#[test]
+fn error_of_the_body_of_an_error_is_said_once() {
+    let site = Site::new();
+    let (feed, body) = Fed::new(&site.log);
+    let handler = move || async move {
+        let mut response = body.take().response();
+        *response.status_mut() = http::StatusCode::SERVICE_UNAVAILABLE;
+        response
+    };
+    let serving = Serving::axum(Router::new().route("/", get(handler)).layer(site.layer()));
+    feed.data("first.");
+    let mut client = serving.connect();
+    client.send(GET);
+    client.read_until("first.");
+    feed.error("the disk is gone");
+    client.rest();
+    let (span, _) = site.spans(1).remove(0);
+    let types: Vec<_> = span
+        .attributes
+        .iter()
+        .filter(|attribute| attribute.key.as_str() == "error.type")
+        .map(|attribute| attribute.value.to_string())
+        .collect();
+    assert_eq!(types, ["503"]);
+    assert_failed(&span, "503", "", Some("503"));
+}
+
 /// Scenario: services of hyper whose error is a box, one that fails at once and one after an await.
 /// Guarantees: the error goes on to the server, which breaks the connection, and the span has failed in its words.
 #[test]
