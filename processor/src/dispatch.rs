@@ -327,7 +327,7 @@ impl Dispatch {
 
     /// Lets go of a request that was kept open by a child that is no span, if that still does.
     pub(crate) fn release(&mut self, trace: TraceId, hold: SpanId) {
-        if let Some(request) = self.registry.held(trace, hold) {
+        if let Some(request) = self.registry.end_hold(trace, hold) {
             request.open -= 1;
             let (root, open) = (request.root(), request.open);
             if open == 0 {

@@ -128,9 +128,8 @@ impl Handle {
     /// (`unknown_trace`): nothing proves any more whose it is. Work that starts spans later can keep its request open with
     /// this, without a span of its own. [`Carry`](crate::Carry) does so.
     ///
-    /// It counts as one of the [`max_spans_per_trace`](crate::Config::with_max_spans_per_trace), takes a place among
-    /// [`max_traces`](crate::Config::with_max_traces) for as long as it is kept, and is forgotten with its trace if that is
-    /// evicted. If the request is over already, or its trace is full, or no span is active, nothing is kept open or counted.
+    /// As long as it is kept, it counts as one of the [`max_spans_per_trace`](crate::Config::with_max_spans_per_trace) and takes a
+    /// place among [`max_traces`](crate::Config::with_max_traces). It is forgotten with its trace if that is evicted. If the request is over already, or its trace is full, or no span is active, nothing is kept open or counted.
     ///
     /// ```
     /// # use opentelemetry_sdk::trace::InMemorySpanExporter;

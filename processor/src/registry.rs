@@ -182,9 +182,12 @@ impl Registry {
         }
     }
 
-    /// The request that this keeps open, if it does, which is marked as used now.
-    pub(crate) fn held(&mut self, trace: TraceId, hold: SpanId) -> Option<&mut Request> {
-        touch(&mut self.traces, trace)?.requests.owner(hold)
+    /// Forgets a hold. Returns the request that it kept open, if it did, which is marked as used now.
+    pub(crate) fn end_hold(&mut self, trace: TraceId, hold: SpanId) -> Option<&mut Request> {
+        let entry = touch(&mut self.traces, trace)?;
+        let request = entry.requests.give_up(hold)?;
+        entry.spans -= 1;
+        Some(request)
     }
 
     fn take_out(&mut self, trace: TraceId, root: SpanId) -> Option<(RequestId, Request)> {
@@ -341,6 +344,23 @@ impl Requests {
         request.spans.insert(span);
         request.open += 1;
         None
+    }
+
+    /// Takes a span from the request that has it, because nobody will ask for it again.
+    fn give_up(&mut self, span: SpanId) -> Option<&mut Request> {
+        match self {
+            Requests::None => None,
+            Requests::One(request) => request.spans.remove(span).then_some(request),
+            Requests::Many(many) => {
+                let root = *many.root_of.get(&span)?;
+                let request = many.by_root.get_mut(&root)?;
+                let removed = request.spans.remove(span);
+                if !request.spans.contains(span) {
+                    many.root_of.remove(&span);
+                }
+                removed.then_some(request)
+            }
+        }
     }
 
     /// Adds another request of this trace. From the second one on, the owner of each span is looked up by its id.

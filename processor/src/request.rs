@@ -196,6 +196,21 @@ impl SpanIds {
         }
     }
 
+    /// Whether it was there. Of several that are the same, the latest goes.
+    pub(crate) fn remove(&mut self, id: SpanId) -> bool {
+        // Not the root, which is the first.
+        let Some(at) = self.list.iter().skip(1).rposition(|known| *known == id) else {
+            return false;
+        };
+        self.list.remove(at + 1);
+        if let Some(index) = &mut self.index {
+            if !self.list.contains(&id) {
+                index.0.remove(&id);
+            }
+        }
+        true
+    }
+
     pub(crate) fn contains(&self, id: SpanId) -> bool {
         match &self.index {
             Some(index) => index.0.contains(&id),

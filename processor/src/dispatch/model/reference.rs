@@ -142,7 +142,12 @@ impl Reference {
         if let Some(entry) = self.touch(trace) {
             let mut requests = entry.requests.iter_mut();
             if let Some(held) = requests.find(|request| request.ids.contains(&id)) {
-                held.open -= 1;
+                // Its root is the first, and no hold.
+                let at = held.ids.iter().skip(1).rposition(|known| *known == id);
+                if let Some(at) = at {
+                    held.ids.remove(at + 1);
+                    held.open -= 1;
+                }
             }
             entry.requests.retain(|request| request.open > 0);
             self.forget_empty_traces();
