@@ -21,7 +21,7 @@ use opentelemetry_per_request::server::ServerLayer;
 use opentelemetry_per_request::{Carry as _, PerRequestSpanProcessor, RequestTracer};
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use tokio::net::TcpListener;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tracing::{Instrument as _, info, info_span, instrument};
 use tracing_subscriber::Layer as _;
 use tracing_subscriber::filter::LevelFilter;
@@ -72,7 +72,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         .build();
     let tracer = RequestTracer::new(provider.tracer("example")).with_handle(telemetry.clone());
 
-    let layer = opentelemetry_per_request::tracing::layer(tracer.clone());
+    let layer = opentelemetry_per_request::tracing_layer(tracer.clone());
     let subscriber = tracing_subscriber::registry().with(layer.with_filter(LevelFilter::INFO));
     tracing::subscriber::set_global_default(subscriber)?;
 
@@ -102,9 +102,12 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         (StatusCode::OK, 404)
     );
     // The receipt is still to come.
-    while telemetry.stats().ended < 8 {
-        sleep(Duration::from_millis(5)).await;
-    }
+    let all_ended = async {
+        while telemetry.stats().ended < 8 {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(Duration::from_secs(30), all_ended).await?;
     telemetry.flush().await?;
 
     let received = collector.received();

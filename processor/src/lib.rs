@@ -50,7 +50,7 @@
 //!
 //! Code that was not handed a span reaches the active one with [`active_span`], and opens one below it with [`in_child`].
 //! Work that outlives the call takes its request along with [`Carry`]. Layers for tower put a span around each request and
-//! each call that goes out.
+//! each call that goes out, and one for `tracing` makes the spans of `#[instrument]` part of the same.
 //!
 //! # What it asks of an exporter
 //!
@@ -78,7 +78,7 @@
 //! | `tower` | | layers for tower: a span for each request that a server answers (module `server`), and for each that a client sends (module `client`) |
 //! | `axum` | | spans of an axum server are named by the route that matched; brings `tower` |
 //! | `reqwest` | | calls of a `reqwest::Client`; brings `tower` |
-//! | `tracing` | | a layer for `tracing`: its spans and events become those of the request that they happen in (module `tracing`) |
+//! | `tracing` | | a layer for `tracing`: its spans and events become those of the request that they happen in (`tracing_layer`) |
 //! | `worker` | | Cloudflare Workers, on `wasm32-unknown-unknown`: the module `workers`. Nothing anywhere else |
 //!
 //! # In Cloudflare Workers
@@ -102,14 +102,19 @@ mod export;
 mod grpc;
 mod handle;
 mod hash;
-// Each of the two uses a part of it.
 /// For the fuzz targets in `fuzz`, which are built with this `cfg`, and for the tests of this crate.
 #[cfg(all(any(test, fuzzing), not(target_family = "wasm")))]
 #[doc(hidden)]
 pub mod hostile;
 #[cfg(any(feature = "tower", target_family = "wasm", test))]
-#[allow(dead_code)]
-#[cfg_attr(not(target_family = "wasm"), allow(unreachable_pub))]
+#[cfg_attr(
+    not(all(feature = "tower", target_family = "wasm")),
+    allow(
+        dead_code,
+        unreachable_pub,
+        reason = "layers and Workers use a part of it each"
+    )
+)]
 mod http;
 #[cfg(feature = "metrics")]
 mod metrics;
@@ -125,7 +130,7 @@ mod sync;
 #[cfg(test)]
 mod testing;
 #[cfg(feature = "tracing")]
-pub mod tracing;
+mod tracing_layer;
 #[cfg(target_family = "wasm")]
 pub mod workers;
 #[cfg(all(
@@ -151,3 +156,5 @@ pub use error::{ConfigError, Deadlock, FlushError};
 pub use handle::{Handle, Hold};
 pub use processor::{Builder, PerRequestSpanProcessor};
 pub use stats::{DropReason, Dropped, Late, LateReason, Stats};
+#[cfg(feature = "tracing")]
+pub use tracing_layer::tracing_layer;

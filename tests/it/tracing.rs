@@ -13,10 +13,11 @@ use opentelemetry::trace::{SpanId, Status};
 use opentelemetry::{Context, KeyValue, Value};
 use opentelemetry_per_request::server::ServerLayer;
 use opentelemetry_per_request::{
-    Carry as _, Config, Outcome, RequestTracer, active_span, in_child, tracing as per_request,
+    Carry as _, Config, Outcome, RequestTracer, active_span, in_child, tracing_layer,
 };
 use opentelemetry_sdk::trace::SpanData;
 use tokio::task::{LocalSet, yield_now};
+use tower::ServiceExt as _;
 use tracing::{Instrument as _, debug, error, info, info_span, instrument, warn};
 use tracing_opentelemetry::OpenTelemetryLayer;
 use tracing_subscriber::Registry;
@@ -35,7 +36,7 @@ struct Traced {
 
 impl Traced {
     fn new() -> Self {
-        Self::with(|tracer| per_request::layer(tracer).boxed())
+        Self::with(|tracer| tracing_layer(tracer).boxed())
     }
 
     fn with(layer: impl FnOnce(RequestTracer) -> BoxedLayer) -> Self {
@@ -136,7 +137,7 @@ fn leaf(n: u32) {}
 #[test]
 fn fifty_requests_on_one_thread_keep_their_spans_apart() {
     let layers: [fn(RequestTracer) -> BoxedLayer; 2] = [
-        |tracer| per_request::layer(tracer).boxed(),
+        |tracer| tracing_layer(tracer).boxed(),
         |tracer| OpenTelemetryLayer::new(tracer).boxed(),
     ];
     for layer in layers {
@@ -174,6 +175,16 @@ fn fifty_requests_on_one_thread_keep_their_spans_apart() {
                 let number = tenant.unwrap().0.to_string();
                 let said = attribute(&span.attributes, "tenant").unwrap();
                 assert_eq!(said.as_str(), number, "{span:?}");
+                let said = span.events.iter().map(|event| &*event.name);
+                let expected: &[&str] = match &*span.name {
+                    "three" => &["in three"],
+                    _ => &[],
+                };
+                assert_eq!(said.collect::<Vec<_>>(), expected);
+                for event in span.events.iter() {
+                    let said = attribute(&event.attributes, "tenant").unwrap();
+                    assert_eq!(said.as_str(), number, "{span:?}");
+                }
             }
         }
     }
@@ -427,4 +438,51 @@ fn handler_behind_the_server_layer_needs_nothing_but_tracing() {
     assert_eq!(events(&traced.span("GET /orders/{id}")), ["in the handler"]);
     traced.assert_is_below("three", "GET /orders/{id}");
     assert_eq!(traced.tenant_of("three"), Some(Tenant(9)));
+}
+
+/// Scenario: a server runs in a tracing span of its own, such as that of a connection, which is not part of any request. Two
+/// requests of it log in their handlers, outside of any tracing span of theirs and inside of one.
+/// Guarantees: each event is in the request that it happens in, under that one's tenant; the connection hears of none of them,
+/// but of what happens between them.
+#[test]
+fn event_of_a_request_is_not_one_of_the_connection_around_it() {
+    let traced = Traced::new();
+    let layer = ServerLayer::new(traced.tracer.clone()).with_request_context(|request, cx| {
+        let tenant = request.uri.path()[1..].parse().unwrap();
+        cx.with_value(Tenant(tenant))
+    });
+    let handler = || async {
+        info!("in the handler");
+        three(9).await;
+        yield_now().await;
+        info!("later");
+    };
+    let app = Router::new().route("/{tenant}", get(handler)).layer(layer);
+    let connection = async {
+        for number in [1, 2] {
+            let request = http::Request::get(format!("/{number}"));
+            let request = request.body(axum::body::Body::empty()).unwrap();
+            let answer = app.clone().oneshot(request).await.unwrap();
+            drop(answer);
+            info!("between");
+        }
+    };
+    block_on(connection.instrument(info_span!("connection")));
+    let mut tenants = Vec::new();
+    for (span, tenant) in traced.spans() {
+        let expected: &[&str] = match &*span.name {
+            "connection" => {
+                assert_eq!(tenant, None);
+                &["between", "between"]
+            }
+            "three" => &["in three"],
+            "GET /{tenant}" => {
+                tenants.push(tenant);
+                &["in the handler", "later"]
+            }
+            other => panic!("{other}"),
+        };
+        assert_eq!(events(&span), expected, "{}", span.name);
+    }
+    assert_eq!(tenants, [Some(Tenant(1)), Some(Tenant(2))]);
 }

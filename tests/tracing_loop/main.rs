@@ -22,9 +22,7 @@ use collector::Collector;
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_otlp::{SpanExporter as OtlpExporter, WithExportConfig as _};
 use opentelemetry_otlp_direct::DirectExporter;
-use opentelemetry_per_request::{
-    Builder, PerRequestSpanProcessor, RequestTracer, tracing as per_request,
-};
+use opentelemetry_per_request::{Builder, PerRequestSpanProcessor, RequestTracer, tracing_layer};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{SdkTracerProvider, SpanData, SpanExporter};
@@ -41,7 +39,7 @@ const REQUESTS: u64 = 10;
 type BoxedLayer = Box<dyn Layer<Registry> + Send + Sync>;
 
 fn ours(tracer: RequestTracer) -> BoxedLayer {
-    per_request::layer(tracer).boxed()
+    tracing_layer(tracer).boxed()
 }
 
 fn plain(tracer: RequestTracer) -> BoxedLayer {

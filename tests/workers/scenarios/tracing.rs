@@ -3,7 +3,7 @@
 use std::io;
 
 use futures_util::future::{join, select};
-use opentelemetry_per_request::{Carry as _, RequestTracer, in_child, tracing as per_request};
+use opentelemetry_per_request::{Carry as _, RequestTracer, in_child, tracing_layer};
 use tracing::{Instrument as _, error, info, info_span, instrument, warn};
 use tracing_subscriber::layer::SubscriberExt as _;
 use worker::{Context, Response, Result, event};
@@ -13,7 +13,7 @@ use super::{Query, wait};
 /// Once for an instance. There is no environment yet, and no provider.
 #[event(start)]
 fn start() {
-    let layer = per_request::layer(RequestTracer::global());
+    let layer = tracing_layer(RequestTracer::global());
     let subscriber = tracing_subscriber::registry().with(layer);
     // The runtime may call this again.
     let _ = tracing::subscriber::set_global_default(subscriber);
