@@ -51,6 +51,8 @@ pub enum Layer {
     None,
     /// Ours.
     Server,
+    /// Ours, with a hook that puts something into the context of each request, as a token is.
+    ServerWithHook,
     /// `TraceLayer`, and `tracing-opentelemetry` with everything switched off that ours does not say either: where the span
     /// is in the code, its thread, how long it was idle.
     TraceLean,
@@ -60,13 +62,20 @@ pub enum Layer {
 
 impl Layer {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::None, Self::Server, Self::TraceLean, Self::Trace];
+    pub const ALL: [Self; 5] = [
+        Self::None,
+        Self::Server,
+        Self::ServerWithHook,
+        Self::TraceLean,
+        Self::Trace,
+    ];
 
     /// The name in the report.
     pub fn name(self) -> &'static str {
         match self {
             Self::None => "none",
             Self::Server => "server_layer",
+            Self::ServerWithHook => "server_layer_with_hook",
             Self::TraceLean => "trace_layer_lean",
             Self::Trace => "trace_layer",
         }
@@ -284,7 +293,11 @@ impl Traced {
 
     /// Gives `work` something to send requests to.
     fn serve(&self, app: App, layer: Layer, work: &mut dyn FnMut(&mut Call)) {
-        let ours = || ServerLayer::new(self.tracer.clone());
+        let ours = || match layer {
+            Layer::ServerWithHook => ServerLayer::new(self.tracer.clone())
+                .with_request_context(|_, cx| cx.with_value("a token")),
+            _ => ServerLayer::new(self.tracer.clone()),
+        };
         let function = service_fn(|_: Request<Body>| async { Ok(Response::new(answer())) });
         let router = |layer| match app {
             App::AxumChildren => router(layer),
@@ -292,18 +305,18 @@ impl Traced {
         };
         let mut served: Box<Call> = match (app, layer) {
             (App::Function, Layer::None) => calls(function),
-            (App::Function, Layer::Server) => {
+            (App::Function, Layer::Server | Layer::ServerWithHook) => {
                 calls(ServiceBuilder::new().layer(ours()).service(function))
             }
             (App::Function, Layer::TraceLean | Layer::Trace) => {
                 calls(ServiceBuilder::new().layer(trace_layer()).service(function))
             }
             (_, Layer::None) => calls(router(layer)),
-            (_, Layer::Server) => calls(router(layer).layer(ours())),
+            (_, Layer::Server | Layer::ServerWithHook) => calls(router(layer).layer(ours())),
             (_, Layer::TraceLean | Layer::Trace) => calls(router(layer).layer(trace_layer())),
         };
         match layer {
-            Layer::None | Layer::Server => work(&mut *served),
+            Layer::None | Layer::Server | Layer::ServerWithHook => work(&mut *served),
             Layer::TraceLean | Layer::Trace => {
                 // Of this thread, and only now: ours is measured in a process without a subscriber.
                 let subscriber = subscriber(&self.provider, layer);
@@ -331,7 +344,7 @@ fn answer() -> Body {
 fn router(layer: Layer) -> Router {
     let handler = match layer {
         Layer::None => get(async || answer_after(plain).await),
-        Layer::Server => get(async || answer_after(in_spans_of_ours).await),
+        Layer::Server | Layer::ServerWithHook => get(async || answer_after(in_spans_of_ours).await),
         Layer::TraceLean | Layer::Trace => get(async || answer_after(instrumented).await),
     };
     Router::new().route(ROUTE, handler)

@@ -9,9 +9,10 @@ use futures_core::Stream;
 use opentelemetry::Context;
 use pin_project_lite::pin_project;
 
+use super::current;
 use super::run::attach_in_drop;
 use super::tracer::RequestTracer;
-use crate::handle::Hold;
+use crate::handle::{Handle, Hold};
 
 /// Takes the current request along to work that runs elsewhere or later: in a task, on another thread, in a stream, or behind
 /// the response.
@@ -49,13 +50,7 @@ pub trait Carry: Sized {
     ///
     /// It runs and is dropped under that request's context, and keeps it open until it is done or dropped.
     fn carried(self) -> Carried<Self> {
-        let cx = Context::current();
-        let hold = RequestTracer::hold(&cx);
-        Carried {
-            work: Some(self),
-            cx,
-            hold,
-        }
+        Carried::by(self, None)
     }
 
     /// This closure with the request that is current now, for another thread: `spawn_blocking`, `std::thread::spawn`.
@@ -101,6 +96,17 @@ pin_project! {
 }
 
 impl<T> Carried<T> {
+    /// What keeps the request open is that of its context, or else this.
+    pub(crate) fn by(work: T, handle: Option<&Handle>) -> Self {
+        let cx = current();
+        let hold = RequestTracer::hold(&cx).or_else(|| Some(handle?.hold(&cx)));
+        Self {
+            work: Some(work),
+            cx,
+            hold,
+        }
+    }
+
     /// Lets go of the work, and then of its request.
     fn finish(self: Pin<&mut Self>) {
         let mut this = self.project();

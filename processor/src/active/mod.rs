@@ -43,8 +43,28 @@ pub const CANCELLED_ATTRIBUTE: &str = "per_request.cancelled";
 /// load_order(4711); // nobody traces here, and nothing happens
 /// ```
 pub fn active_span() -> ActiveSpan {
-    ActiveSpan {
-        cx: Context::current(),
+    ActiveSpan { cx: current() }
+}
+
+/// The current context. An empty one while the thread is torn down and there is none any more, where asking for it would panic,
+/// which in the drop of a thread-local is the end of the process.
+pub(crate) fn current() -> Context {
+    struct Alive;
+
+    impl Drop for Alive {
+        // Having one is what makes it die, and before the context, since that was there first.
+        fn drop(&mut self) {}
+    }
+
+    thread_local! {
+        static ALIVE: Alive = {
+            Context::map_current(|_| ());
+            Alive
+        };
+    }
+    match ALIVE.try_with(|_| ()) {
+        Ok(()) => Context::current(),
+        Err(_) => Context::new(),
     }
 }
 
@@ -135,7 +155,7 @@ impl ActiveSpan {
         self.add_event(
             "exception",
             [
-                KeyValue::new("exception.type", type_name::<E>()),
+                KeyValue::new("exception.type", error_type::<E>()),
                 KeyValue::new("exception.message", error.to_string()),
             ],
         );
@@ -144,9 +164,10 @@ impl ActiveSpan {
     /// Marks the span as failed with this error: the status is an error with its message, and `error.type` its type.
     ///
     /// The message is the error's own words, so it must not contain secrets. To be called once: of two messages the SDK keeps
-    /// the one that sorts last, and both types. A status that was set to ok stays ok.
+    /// the one that sorts last, and both types. A status that was set to ok stays ok. In a handler whose answer has a status from
+    /// 500 on, which its layer marks as failed, use [`record_error`](Self::record_error).
     pub fn fail<E: Display + ?Sized>(&self, error: &E) {
-        self.fail_with(type_name::<E>(), error.to_string());
+        self.fail_with(error_type::<E>(), error.to_string());
     }
 
     /// The same with a kind of error of which there are few: a name or a code.
@@ -208,6 +229,14 @@ impl ActiveSpan {
 
     fn span(&self) -> SpanRef<'_> {
         self.cx.span()
+    }
+}
+
+/// What kind of error it is. A box says nothing of what is in it.
+pub(crate) fn error_type<E: ?Sized>() -> &'static str {
+    match type_name::<E>() {
+        name if name.starts_with("alloc::boxed::Box<dyn ") => "_OTHER",
+        name => name,
     }
 }
 

@@ -101,7 +101,12 @@ impl RequestTracer {
     pub(crate) fn start_in(&self, builder: SpanBuilder, parent: &Context) -> Context {
         let span = self.build(builder, parent);
         // After the start: what is saved of `parent` is to own no tracer, because that would keep the provider.
-        parent.with_value(self.clone()).with_span(span)
+        let below = match (&self.tracer, parent.get::<Self>()) {
+            // The global one is that of the request, if there is one.
+            (None, Some(of_request)) => of_request.clone(),
+            _ => self.clone(),
+        };
+        parent.with_value(below).with_span(span)
     }
 
     pub(super) fn build(&self, builder: SpanBuilder, parent: &Context) -> BoxedSpan {

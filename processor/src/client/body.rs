@@ -1,6 +1,5 @@
 //! The body of a response: the status of gRPC is behind it.
 
-use std::any::type_name;
 use std::pin::Pin;
 use std::task::{Context as TaskContext, Poll};
 
@@ -8,6 +7,7 @@ use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
 use super::message::Rest;
+use crate::active::error_type;
 
 pin_project! {
     /// The body of a response, with the span of its call if that is one of gRPC.
@@ -47,7 +47,7 @@ impl<B: Body> Body for ClientBody<B> {
         match &frame {
             Poll::Pending => {}
             Poll::Ready(None) => this.rest.ended(None),
-            Poll::Ready(Some(Err(_))) => this.rest.failed(type_name::<B::Error>()),
+            Poll::Ready(Some(Err(_))) => this.rest.failed(error_type::<B::Error>()),
             Poll::Ready(Some(Ok(frame))) => match frame.trailers_ref() {
                 Some(trailers) => this.rest.ended(Some(trailers)),
                 // Who is told so need not ask again.

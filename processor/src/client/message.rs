@@ -89,6 +89,7 @@ impl Rest {
 
     pub(super) fn cut_off(&mut self) {
         if let Some(mut span) = self.span.take() {
+            span.set_attribute("rpc.status_code", "CANCELLED");
             span.cancel();
         }
     }

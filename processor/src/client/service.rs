@@ -1,6 +1,5 @@
 //! The service, and the future of a call: the span ends here, unless that of gRPC waits for its status.
 
-use std::any::type_name;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context as TaskContext, Poll, ready};
@@ -12,7 +11,7 @@ use tower_service::Service;
 use super::describe::{record_rpc_status, record_status};
 use super::layer::ClientLayer;
 use super::message::{IncomingResponse, OutgoingRequest, Rest};
-use crate::active::{ChildSpan, drop_within, poll_once, within};
+use crate::active::{self, ChildSpan, drop_within, poll_once, within};
 use crate::grpc;
 
 /// A service that sends each request in a span: see [the module](super).
@@ -96,6 +95,9 @@ pin_project! {
             let mut this = this.project();
             if let Some(mut calling) = this.calling.take() {
                 drop_within(&calling.span, || this.inner.set(None));
+                if calling.grpc {
+                    calling.span.set_attribute("rpc.status_code", "CANCELLED");
+                }
                 calling.span.cancel();
             }
         }
@@ -151,5 +153,5 @@ fn error_type<E: 'static>(error: &E) -> &'static str {
         }
     }
     let _ = error;
-    type_name::<E>()
+    active::error_type::<E>()
 }

@@ -58,6 +58,10 @@ impl Sending {
         if self.is_complete() {
             return self.span.end();
         }
+        if self.length.is_some() && !self.failed && !self.trailers {
+            // It was to be longer. A stream that nobody knows the length of may well have been all that the client wanted.
+            self.span.fail_with("cancelled", "");
+        }
         let sent = i64::try_from(self.sent).unwrap_or(i64::MAX);
         self.span.set_attribute("http.response.body.size", sent);
         cancel_rpc(&self.span, self.trailers);
@@ -137,6 +141,7 @@ where
             }
         };
         if ended {
+            within(&sending.span, || this.body.set(None));
             this.sending.take();
         }
         frame

@@ -32,7 +32,9 @@
 //! A request of gRPC (by its content type) follows the conventions for RPC instead: the name is the method,
 //! `rpc.status_code` is a name such as `NOT_FOUND`, from the trailers. A method that the server does not know is `_OTHER`, so
 //! that clients cannot make up names of spans: one that it answers with `UNIMPLEMENTED` and no body, or with something that
-//! is not gRPC at all, whose status is then that of HTTP. So `rpc.method` is on the span from the answer on, and not from the start.
+//! is not gRPC at all, whose status is then that of HTTP. So `rpc.method` is on the span from the answer on, and not from the
+//! start. Of a call that is refused or left before it gets there nobody can tell whether its method exists: refuse outside of this
+//! layer whom you do not know.
 //!
 //! An error of the service or of the body is an error of the span, in its own words; that of a body only if its status is none
 //! already.
@@ -43,8 +45,9 @@
 //! whose children leave as they end, and which itself leaves at its end. When the server drops the body before its end, because it
 //! has noticed that the client is gone, the span ends at once and has the attribute [`per_request.cancelled`](crate::CANCELLED_ATTRIBUTE), and
 //! `http.response.body.size` with the bytes that had been taken from it. The same attribute, without a status code, is on
-//! the span of a request that was dropped before its head. Neither is an error by itself: the conventions have no rule, and
-//! a stream of events nearly always ends that way.
+//! the span of a request that was dropped before its head. As the conventions ask, an answer that was not sent fully is an
+//! error, with `error.type` `cancelled`: one without a head, or short of the length that was known of it. A stream whose length
+//! nobody knows is none: it may be all that the client wanted, as streams of events nearly always end that way.
 //!
 //! [`with_end_at_head`](ServerLayer::with_end_at_head) ends the span before the body. A response that has no body, and one that
 //! changes protocols, ends it there anyway.

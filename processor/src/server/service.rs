@@ -99,8 +99,14 @@ impl<S> Server<S> {
         let asked = Asked::by(&request.method);
         let filter = settings.filter.as_ref();
         if filter.is_some_and(|filter| !filter(request)) {
+            let span = ChildSpan::outside();
+            // For an inner layer, which is to have none either.
+            request.extensions.insert(Served {
+                span: span.clone(),
+                has_route: true,
+            });
             return Some(Answering {
-                span: ChildSpan::outside(),
+                span,
                 settings: settings.clone(),
                 grpc: false,
                 asked,
@@ -305,6 +311,9 @@ pin_project! {
                 drop_within(&answering.span, || this.inner.set(None));
                 answering.record_method();
                 cancel_rpc(&answering.span, answering.grpc);
+                if !answering.grpc {
+                    answering.span.fail_with("cancelled", "");
+                }
                 answering.span.cancel();
             }
         }

@@ -16,7 +16,7 @@ use worker::Env;
 use super::env::resource;
 use super::root::OpenRoots;
 use super::{IncomingRequest, WaitUntil, console, rescue};
-use crate::active::{Carry as _, RequestTracer};
+use crate::active::{Carried, RequestTracer};
 use crate::handle::Handle;
 use crate::processor::PerRequestSpanProcessor;
 #[cfg(feature = "tower")]
@@ -99,7 +99,9 @@ impl Telemetry {
     ///
     /// If the request is over already, or its trace is full, nothing is kept open.
     pub fn wait_until(&self, ctx: &impl WaitUntil, work: impl Future<Output = ()> + 'static) {
-        ctx.wait_until(work.carried());
+        let handle = self.running.get().and_then(Option::as_ref);
+        let handle = handle.map(|running| &running.handle);
+        ctx.wait_until(Carried::by(work, handle));
     }
 
     /// A layer for a tower service that handles `fetch` events, such as an axum `Router`: the crate `worker` has them as
