@@ -71,3 +71,17 @@ async fn a_token_that_is_refreshed_is_the_one_that_counts() {
         assert_eq!(span.token, "token-that-is-new");
     }
 }
+
+/// Scenario: a root is started by hand, with the global tracer, and leaves work to `Telemetry::wait_until`.
+/// Guarantees: a span that starts in there after the root has ended is not late: telemetry has kept the request open, though the
+/// context does not say how.
+#[tokio::test]
+async fn work_of_a_root_that_was_started_by_hand_keeps_it_open() {
+    let (receiver, worker) = start().await;
+    assert_eq!(worker.get("/by-hand?ms=30").await.status, 200);
+    let spans = receiver.wait_for_spans(3, PATIENCE).await;
+    let (root, behind) = (named(&spans, "by hand"), named(&spans, "behind it"));
+    assert_eq!(behind.parent_span_id, root.span_id);
+    assert!(!behind.attributes.contains_key("per_request.late"));
+    assert_eq!(worker.settled().await["late"], 0);
+}

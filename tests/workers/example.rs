@@ -24,7 +24,7 @@ async fn the_example_sends_its_spans_at_once_and_its_receipt_when_that_is_sent()
         let response = worker.get_as(token, "/").await;
         assert_eq!(response.status, 200, "{response:?}");
         assert!(response.body.starts_with("order 4711: "), "{response:?}");
-        let spans = receiver.wait_for_spans(7, PATIENCE).await;
+        let spans = receiver.wait_for_spans(8, PATIENCE).await;
 
         let server = spans.iter().find(|span| span.kind == SpanKind::Server);
         let root = server.unwrap();
@@ -38,6 +38,7 @@ async fn the_example_sends_its_spans_at_once_and_its_receipt_when_that_is_sent()
             ("find order", 0, named(&spans, "load order")),
             ("query database", 0, named(&spans, "find order")),
             ("read row", 0, named(&spans, "query database")),
+            ("read number", 0, named(&spans, "read row")),
             ("send receipt", 1, root),
         ] {
             let span = named(&spans, name);
@@ -52,7 +53,7 @@ async fn the_example_sends_its_spans_at_once_and_its_receipt_when_that_is_sent()
             assert_eq!(span.token, expected);
             assert_eq!(span.resource["service.name"], "example");
         }
-        for name in ["read row", "send receipt"] {
+        for name in ["read number", "send receipt"] {
             assert_eq!(named(&spans, name).attributes["order"], "4711");
         }
         assert_eq!(receiver.posts().len(), 2);

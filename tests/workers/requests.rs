@@ -1,11 +1,12 @@
 //! Code that was handed no span, and a tower service behind the layer.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use reqwest::Method;
 
-use crate::support::{Attributes, PATIENCE, Span, SpanKind, SpanStatus, named, start};
+use crate::support::{
+    Attributes, Build, PATIENCE, Settings, Span, SpanKind, SpanStatus, Worker, named, start,
+};
 
 /// The spans below the root of a scenario with so many levels: each has the one itself, two siblings and one below such a one.
 const SPANS_OF_A_LEVEL: usize = 4;
@@ -40,7 +41,6 @@ fn assert_is_tree(spans: &[&Span], root: &str, levels: u64, token: &str) {
     for span in spans {
         assert_eq!(span.token, token);
         assert_eq!(span.trace_id, spans[0].trace_id);
-        // The innermost one calls itself, and says nothing of it.
         assert_eq!(
             span.attributes.get("request").map(String::as_str),
             Some(token),
@@ -192,23 +192,42 @@ async fn span_of_a_streaming_response_ends_with_its_body() {
     assert_eq!(worker.settled().await["late"], 0);
 }
 
-/// Scenario: a client leaves in the middle of such a body.
-/// Guarantees: the SERVER span ends, says that it was cut off, and arrives under its token, as does that of the chunk.
+/// Scenario: a client has the first chunk of such a body, and leaves.
+/// Guarantees: the SERVER span ends, says that it was cut off and after how much, and arrives under its token, as does that of
+/// the chunk.
 #[tokio::test]
 async fn client_that_leaves_in_mid_body_ends_the_span() {
     let (receiver, worker) = start().await;
     let path = "/axum/stream/token-cut?chunks=1000&ms=100";
     let client = worker.client();
-    client
-        .abandon("token-cut", path, Duration::from_millis(450))
-        .await;
+    client.abandon_at("token-cut", path, "0\n").await;
     receiver
         .wait_until(PATIENCE, |span| span.name == "GET /axum/stream/{id}")
         .await;
     let spans = receiver.spans();
     let root = named(&spans, "GET /axum/stream/{id}");
-    assert_eq!(root.token, "token-cut");
     assert_eq!(root.attributes["per_request.cancelled"], "true");
+    assert_ne!(root.attributes["http.response.body.size"], "0");
     assert_eq!(root.status, SpanStatus::Unset);
+    let chunk = named(&spans, "chunk 0");
+    assert_eq!(chunk.parent_span_id, root.span_id);
+    assert_eq!((&*root.token, &*chunk.token), ("token-cut", "token-cut"));
     assert_eq!(worker.settled().await["late"], 0);
+}
+
+/// Scenario: a Worker without an endpoint, with a service behind the layer.
+/// Guarantees: it answers as if there were no telemetry, and the console says once that there is none.
+#[tokio::test]
+async fn layer_of_telemetry_that_is_off_changes_nothing() {
+    let worker = Worker::start(Settings::new(Build::Scenarios)).await;
+    for _ in 0..2 {
+        let response = worker.get("/axum/orders/number-1").await;
+        assert_eq!((response.status, &*response.body), (200, "number-1"));
+    }
+    worker.wait_for_console("telemetry is off").await;
+    let console = worker.console();
+    let off = console
+        .iter()
+        .filter(|line| line.contains("telemetry is off"));
+    assert_eq!(off.count(), 1, "{console:?}");
 }

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use opentelemetry::propagation::TextMapPropagator as _;
-use opentelemetry::trace::{FutureExt as _, TraceContextExt as _};
+use opentelemetry::trace::{FutureExt as _, TraceContextExt as _, Tracer as _};
 use opentelemetry::{Context as Cx, KeyValue};
 use opentelemetry_otlp_direct::{DirectExporter, ExportToken};
 use opentelemetry_per_request::active_span;
@@ -85,6 +85,7 @@ pub(crate) async fn handle(request: Request, env: Env, ctx: Context) -> Result<R
         "/nested" => nested(&query, query.number("depth")).await,
         "/background" => background(&query, &ctx),
         "/late" => late(&query, &ctx),
+        "/by-hand" => by_hand(&query, &ctx),
         "/status" => Ok(Response::ok("")?.with_status(query.number("code") as u16)),
         "/error" => Err("it went wrong".into()),
         "/panic" => panic_after(&query).await,
@@ -130,6 +131,22 @@ fn background(query: &Query, ctx: &Context) -> Result<Response> {
             child(&query, name, wait(query.number("ms"))).await;
         }
     });
+    Response::ok("done")
+}
+
+/// The same below a root that was started by hand, in a context that names no telemetry.
+fn by_hand(query: &Query, ctx: &Context) -> Result<Response> {
+    let tracer = opentelemetry::global::tracer("by hand");
+    let cx = Cx::new().with_span(tracer.start_with_context("by hand", &Cx::new()));
+    let query = query.clone();
+    let attached = cx.clone().attach();
+    TELEMETRY.wait_until(ctx, async move {
+        wait(query.number("ms")).await;
+        let tracer = opentelemetry::global::tracer("by hand");
+        drop(tracer.start("behind it"));
+    });
+    drop(attached);
+    cx.span().end();
     Response::ok("done")
 }
 

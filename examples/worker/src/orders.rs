@@ -31,9 +31,11 @@ async fn find(number: u32) -> u32 {
     in_child("query database", async {
         Delay::from(Duration::from_millis(5)).await;
         in_child_sync("read row", || {
-            // Five levels below the request.
-            active_span().set_attribute("order", i64::from(number));
-            number
+            in_child_sync("read number", || {
+                // Five levels below the request.
+                active_span().set_attribute("order", i64::from(number));
+                number
+            })
         })
     })
     .await

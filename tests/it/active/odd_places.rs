@@ -301,6 +301,39 @@ fn child_may_end_while_its_thread_is_torn_down() {
     assert_eq!(service.arrived().tree(), [" > root", "root > left"]);
 }
 
+/// Scenario: a thread's local storage asks for the active span, and carries work, when it is dropped, which is after the
+/// current context of that thread is gone.
+/// Guarantees: the process goes on: nothing is active there.
+#[test]
+fn nothing_is_active_while_a_thread_is_torn_down() {
+    struct Asks;
+
+    impl Drop for Asks {
+        fn drop(&mut self) {
+            let span = active_span();
+            span.add_event("torn down", []);
+            drop(never().carried());
+            in_child_sync("child", || assert!(!span.is_active()));
+        }
+    }
+
+    thread_local! {
+        static ASKS: Asks = const { Asks };
+    }
+    let service = Service::new();
+    block_on(service.request("root", 1, async {
+        let cx = active_span().context().clone();
+        let there = move || {
+            // The last to be used is the first to go: the contexts are used after this one.
+            ASKS.with(|_| ());
+            let _attached = cx.attach();
+            assert!(active_span().is_active());
+        };
+        std::thread::spawn(there).join().unwrap();
+    }));
+    assert_eq!(service.arrived().tree(), [" > root"]);
+}
+
 /// Scenario: work that is not done, in a child, carried as a future and as a closure, is dropped inside of a borrow of the
 /// current context, and by a thread that is torn down, whose contexts are gone by then.
 /// Guarantees: the process goes on. The child ends, as cancelled, and the request is let go.

@@ -17,6 +17,29 @@ use crate::support::{
     tenant,
 };
 
+/// Scenario: a library runs a span of its own by the global tracer inside of a request, where no global provider is set.
+/// Guarantees: that span and what is below it are of the request's tracer, and what it carries out keeps the request open.
+#[test]
+fn global_tracer_is_that_of_the_request_all_the_way_down() {
+    let service = Service::new();
+    let carried = block_on(service.request("root", 1, async {
+        let cx = active_span().context().clone();
+        let below = RequestTracer::global().run("of library", &cx, async {
+            in_child_sync("below", || {});
+            Some(async { in_child_sync("later", || {}) }.carried())
+        });
+        below.await
+    }));
+    block_on(carried.unwrap());
+    let tree = [
+        " > root",
+        "of library > below",
+        "of library > later",
+        "root > of library",
+    ];
+    assert_eq!(service.arrived().tree(), tree);
+}
+
 /// Scenario: no span is active, and a library does all that it can.
 /// Guarantees: the work runs and gives its values, and nothing else happens: no ids, no context, no span.
 #[test]

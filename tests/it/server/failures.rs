@@ -115,7 +115,7 @@ fn error_of_the_service_fails_the_span() {
         let spans = site.spans(if late { 2 } else { 1 });
         let (span, tenant) = spans.iter().find(|(span, _)| span.name == "GET").unwrap();
         assert_eq!(*tenant, Some(Tenant(7)));
-        assert_failed(span, "Error", "out of order", None);
+        assert_failed(span, "_OTHER", "out of order", None);
     }
 }
 

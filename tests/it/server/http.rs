@@ -461,6 +461,26 @@ fn attributes_of_a_hook_are_there_when_a_sampler_decides() {
     }
 }
 
+/// Scenario: a layer around everything filters a request out, and one for the routes filters nothing.
+/// Guarantees: the request has no span of the inner one either.
+#[test]
+fn request_that_is_filtered_outside_has_no_span_inside() {
+    let site = Site::new();
+    let outer = site
+        .layer()
+        .with_filter(|request| request.uri.path() != "/health");
+    let routes = Router::new()
+        .route("/health", get(|| async { "healthy" }))
+        .route("/", get(|| async { "here" }))
+        .layer(site.layer());
+    let serving = Serving::axum(routes.layer(outer));
+    for path in ["/health", "/"] {
+        serving.exchange(request(&format!("GET {path}"), &[]));
+    }
+    let (span, _) = site.spans(1).remove(0);
+    assert_eq!(span.name, "GET /");
+}
+
 /// Scenario: health checks are filtered out, on a server whose main task itself runs in a span.
 /// Guarantees: a request that is filtered has no span, and no span is active inside, not in the service's call either;
 /// all others have theirs, which has nothing to do with the main task's.

@@ -1,6 +1,6 @@
 //! A thousand requests at once, on a server that has one thread.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -112,6 +112,12 @@ fn each_of_a_thousand_requests_on_one_thread_keeps_its_own() {
         .map(|(span, tenant)| (span.span_context.trace_id(), tenant.unwrap()))
         .collect();
     assert_eq!(traces.len(), REQUESTS as usize);
+    let children: HashSet<&str> = spans
+        .iter()
+        .filter(|(span, _)| span.span_kind != SpanKind::Server)
+        .map(|(span, _)| &*span.name)
+        .collect();
+    assert_eq!(children.len(), REQUESTS as usize * 11);
     for (span, tenant) in &spans {
         assert_eq!(
             Some(traces[&span.span_context.trace_id()]),

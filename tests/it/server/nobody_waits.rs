@@ -1,6 +1,7 @@
 //! No answer waits for telemetry.
 
 use std::net::TcpListener;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -24,6 +25,7 @@ fn collector_that_hangs_delays_no_answer() {
     let endpoint = format!("http://{}", listener.local_addr().unwrap());
     let exporter = DirectExporter::builder()
         .with_endpoint(endpoint)
+        .with_timeout(Duration::from_secs(600))
         .build()
         .unwrap();
     let processor = PerRequestSpanProcessor::builder(exporter)

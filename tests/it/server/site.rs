@@ -29,9 +29,12 @@ use opentelemetry_sdk::trace::{
 use tokio::sync::{mpsc, oneshot};
 use tower::Service;
 
-use crate::support::{FALLBACK, Recorder, SOON, Tenant, balanced, wait_until};
+use crate::support::{FALLBACK, Recorder, Tenant, balanced, wait_until};
 
 // ===== what happened =====
+
+/// How long a test waits for what must come, on the slowest of machines.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What happened, in its order. Clones are the same one.
 #[derive(Clone, Debug, Default)]
@@ -249,7 +252,7 @@ impl Serving {
     /// A connection on which nothing has been said.
     pub(super) fn connect(&self) -> Wire {
         let stream = TcpStream::connect(self.address).unwrap();
-        stream.set_read_timeout(Some(SOON)).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
         Wire(stream)
     }
 
@@ -317,7 +320,7 @@ impl Wire {
 pub(super) fn in_runtime<T>(work: impl Future<Output = T>) -> T {
     tokio::runtime::Runtime::new()
         .unwrap()
-        .block_on(async { tokio::time::timeout(SOON, work).await })
+        .block_on(async { tokio::time::timeout(PATIENCE, work).await })
         .expect("it takes no time")
 }
 

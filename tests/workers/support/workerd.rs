@@ -335,6 +335,26 @@ impl Client {
     ///
     /// With a reset: an orderly end of the client's side does not cancel a request.
     pub(crate) async fn abandon(&self, token: &str, path: &str, after: Duration) {
+        let stream = self.begin(token, path).await;
+        tokio::time::sleep(after).await;
+        stream.set_zero_linger().unwrap();
+    }
+
+    /// Sends a request, and breaks the connection when so much of the answer is there.
+    pub(crate) async fn abandon_at(&self, token: &str, path: &str, text: &str) {
+        let mut stream = self.begin(token, path).await;
+        let mut answer = Vec::new();
+        while !String::from_utf8_lossy(&answer).contains(text) {
+            assert_ne!(
+                stream.read_buf(&mut answer).await.unwrap(),
+                0,
+                "no {text:?}"
+            );
+        }
+        stream.set_zero_linger().unwrap();
+    }
+
+    async fn begin(&self, token: &str, path: &str) -> TcpStream {
         let address = self.address;
         let mut stream = TcpStream::connect(address).await.unwrap();
         let mut request = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\n");
@@ -344,8 +364,7 @@ impl Client {
         }
         request.push_str("\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
-        tokio::time::sleep(after).await;
-        stream.set_zero_linger().unwrap();
+        stream
     }
 
     fn keep_secret(&self, secret: &str) {
