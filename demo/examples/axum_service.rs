@@ -27,7 +27,7 @@ use opentelemetry_per_request::{
 };
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use tokio::net::TcpListener;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 /// Who calls, as far as the service knows: it gives each account a token for its telemetry.
 async fn authenticate(mut request: Request, next: Next) -> Response {
@@ -115,9 +115,12 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         response.error_for_status()?.text().await?;
     }
     // The receipt is still to come.
-    while telemetry.stats().ended < 8 {
-        sleep(Duration::from_millis(5)).await;
-    }
+    let all_ended = async {
+        while telemetry.stats().ended < 8 {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(Duration::from_secs(30), all_ended).await?;
     telemetry.flush().await?;
 
     let received = collector.received();

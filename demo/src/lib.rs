@@ -9,6 +9,8 @@ pub mod receiver;
 mod documents {
     #[doc = include_str!("../../README.md")]
     struct Readme;
+    #[doc = include_str!("../../docs/REQUESTS.md")]
+    struct Requests;
     #[doc = include_str!("../../processor/README.md")]
     struct Processor;
     #[doc = include_str!("../../exporter/README.md")]

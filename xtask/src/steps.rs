@@ -104,6 +104,14 @@ const STEPS: &[Step] = &[
         run: soak::step,
     },
     Step {
+        name: "allocations",
+        // They are counted, not timed, so they can fail.
+        run: || {
+            let program = ["--package", "benches", "--bin", "layer_allocations"];
+            cargo(&[&["run", "--quiet"], &program[..]].concat())
+        },
+    },
+    Step {
         name: "races",
         run: || races(&[]),
     },

@@ -23,7 +23,7 @@ const PUBLISHED: [(&str, &str); 5] = [
     ("opentelemetry-per-request", "worker,tower,axum"),
     (
         "opentelemetry-per-request",
-        "worker,tokio,metrics,internal-logs,tracing",
+        "worker,tokio,metrics,internal-logs,tower,axum,reqwest,tracing",
     ),
     ("opentelemetry-otlp-direct", "worker"),
     (
