@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::command::{Outcome, run};
+use crate::command::{Outcome, output, run};
 use crate::steps::published;
 use crate::tools::{modified, root, tool};
 
@@ -58,6 +58,12 @@ pub(crate) fn lint() -> Outcome {
         .args(["fmt", "--check"])
         .current_dir(root().join("fuzz"));
     run(format)?;
+    // A workspace of its own has a lock file of its own, which follows nobody.
+    let mut locked = Command::new(env!("CARGO"));
+    locked
+        .args(["metadata", "--locked", "--format-version", "1"])
+        .current_dir(root().join("fuzz"));
+    output(locked)?;
     let mut clippy = Command::new(env!("CARGO"));
     clippy
         .args(["clippy", "--quiet"])

@@ -10,11 +10,11 @@ use axum::body::Body;
 use axum::http::HeaderMap;
 use axum::routing::get;
 use futures_util::StreamExt as _;
-use opentelemetry::trace::{SpanId, SpanKind};
-use opentelemetry_per_request::{Carry as _, in_child, in_child_sync};
+use opentelemetry::trace::{SpanId, SpanKind, get_active_span};
+use opentelemetry_per_request::{Carry as _, active_span, in_child, in_child_sync};
 use tokio::sync::Barrier;
 
-use super::site::{Serving, Site, in_runtime, tenant_of};
+use super::site::{Serving, Site, attribute, in_runtime, is_cancelled, tenant_of};
 use crate::support::Tenant;
 
 const REQUESTS: u32 = 1_000;
@@ -47,10 +47,18 @@ async fn work(number: u32) {
     });
     let beside = in_child(name("5<server"), pause(number / 3));
     tokio::join!(deep, beside);
+    let never = in_child(name("12<server"), std::future::pending());
+    tokio::select! {
+        biased;
+        () = never => {}
+        () = pause(number / 17) => {}
+    }
+    // Inside of a borrow of the current context.
+    get_active_span(|_| active_span().set_attribute("borrowed", true));
 }
 
 /// Scenario: a thousand requests of as many tenants, 200 at a time, over connections of axum on a runtime of one
-/// thread. Each has children three deep and side by side, which wait at random, streams its body with a child for each
+/// thread. Each has children three deep and side by side, which wait at random, and one that a `select!` drops; it streams its body with a child for each
 /// of two parts, and leaves three pieces of work behind, which make spans after it: a carried task, a carried closure
 /// on another thread, and a task in a span.
 /// Guarantees: each child is below the span that it was made in, in its own request's trace, and leaves under its own
@@ -101,7 +109,7 @@ fn each_of_a_thousand_requests_on_one_thread_keeps_its_own() {
             .collect::<()>()
             .await;
     });
-    let spans = site.spans(REQUESTS as usize * 12);
+    let spans = site.spans(REQUESTS as usize * 13);
     let names: HashMap<SpanId, &str> = spans
         .iter()
         .map(|(span, _)| (span.span_context.span_id(), &*span.name))
@@ -117,14 +125,16 @@ fn each_of_a_thousand_requests_on_one_thread_keeps_its_own() {
         .filter(|(span, _)| span.span_kind != SpanKind::Server)
         .map(|(span, _)| &*span.name)
         .collect();
-    assert_eq!(children.len(), REQUESTS as usize * 11);
+    assert_eq!(children.len(), REQUESTS as usize * 12);
     for (span, tenant) in &spans {
         assert_eq!(
             Some(traces[&span.span_context.trace_id()]),
             *tenant,
             "{span:?}"
         );
+        assert_eq!(is_cancelled(span), span.name.ends_with(" 12<server"));
         if span.span_kind == SpanKind::Server {
+            assert_eq!(attribute(span, "borrowed").as_deref(), Some("true"));
             continue;
         }
         let (number, place) = span.name.split_once(' ').unwrap();
