@@ -94,11 +94,11 @@ impl Handle {
 
     /// Takes no more spans, flushes within the deadline, and shuts the exporter down.
     ///
-    /// The provider's own `shutdown` does the same and blocks; this is the way for a place that must not block. A second
-    /// call, such as the provider's shutdown after it, waits for the first one and does nothing else. When the deadline passes, spans that still
-    /// wait for an export are dropped and counted as
-    /// [`ShutdownTimeout`](crate::DropReason::ShutdownTimeout); exports in flight may end by themselves, and the exporter
-    /// is shut down after them.
+    /// The provider's own `shutdown` does the same and blocks; this is the way for a place that must not block. A
+    /// second call, such as the provider's shutdown after it, waits for the first one and does nothing else. When the
+    /// deadline passes, spans that still wait for an export are dropped and counted as
+    /// [`ShutdownTimeout`](crate::DropReason::ShutdownTimeout); exports in flight may end by themselves, and the
+    /// exporter is shut down after them.
     ///
     /// # Errors
     ///
@@ -121,15 +121,17 @@ impl Handle {
             .unwrap_or_default()
     }
 
-    /// Keeps the request open that the active span of `cx` belongs to, as an open span of it would, until what is returned is
-    /// dropped.
+    /// Keeps the request open that the active span of `cx` belongs to, as an open span of it would, until what is
+    /// returned is dropped.
     ///
     /// A request is over when the last of its spans has ended, and a span that starts below one of them after that is late
     /// (`unknown_trace`): nothing proves any more whose it is. Work that starts spans later can keep its request open with
     /// this, without a span of its own. [`Carry`](crate::Carry) does so.
     ///
-    /// As long as it is kept, it counts as one of the [`max_spans_per_trace`](crate::Config::with_max_spans_per_trace) and takes a
-    /// place among [`max_traces`](crate::Config::with_max_traces). It is forgotten with its trace if that is evicted. If the request is over already, or its trace is full, or no span is active, nothing is kept open or counted.
+    /// As long as it is kept, it counts as one of the [`max_spans_per_trace`](crate::Config::with_max_spans_per_trace)
+    /// and takes a place among [`max_traces`](crate::Config::with_max_traces). It is forgotten with its trace if that
+    /// is evicted. If the request is over already, or its trace is full, or no span is active, nothing is kept open or
+    /// counted.
     ///
     /// ```
     /// # use opentelemetry_sdk::trace::InMemorySpanExporter;

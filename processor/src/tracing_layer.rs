@@ -58,22 +58,23 @@ use crate::active::{RequestTracer, active_span};
 ///
 /// # What becomes of what
 ///
-/// - A span is a span below the active one: that of a tracing span, of [`in_child`](crate::in_child), of the request. It is
-///   right over every `await`, and exported under its request's context. It ends when it is closed, so also when its future is
-///   dropped.
-/// - An event is an event of the current tracing span, also inside of an `in_child` below it. Where no tracing span is current, or
-///   only one of another trace, as that of a connection is, it is one of the active span: that of the layer that serves the
-///   request, or of a Worker's event. Where there is no span at all, it is not kept.
-/// - `error!` and `#[instrument(err)]` mark the tracing span as failed. The span of the request is not marked by an event: what
-///   has failed there is said by its response.
+/// - A span is a span below the active one: that of a tracing span, of [`in_child`](crate::in_child), of the request.
+///   It is right over every `await`, and exported under its request's context. It ends when it is closed, so also when
+///   its future is dropped.
+/// - An event is an event of the current tracing span, also inside of an `in_child` below it. Where no tracing span is
+///   current, or only one of another trace, as that of a connection is, it is one of the active span: that of the layer
+///   that serves the request, or of a Worker's event. Where there is no span at all, it is not kept.
+/// - `error!` and `#[instrument(err)]` mark the tracing span as failed. The span of the request is not marked by an
+///   event: what has failed there is said by its response.
 /// - A span that is left by a panic is marked as failed, with `error.type` `panic`. A Worker unwinds only if it is
 ///   built to; otherwise `SetUp::with_panic_rescue` says it in the request's span.
-/// - What the crate `h2` says of itself is left out. It makes a span for each connection and frame, outside of any request: those
-///   of an exporter over gRPC would be exported, and so make spans, for ever.
+/// - What the crate `h2` says of itself is left out. It makes a span for each connection and frame, outside of any
+///   request: those of an exporter over gRPC would be exported, and so make spans, for ever.
 ///
-/// Everything else is that of [`tracing-opentelemetry`]: the fields `otel.name`, `otel.kind` and `otel.status_code`, links by
-/// `follows_from`, and `OpenTelemetrySpanExt`. Spans have the attributes `target` and, natively, `code.*`; neither the thread that
-/// they began on nor the time they were busy, which for a future that waits and moves say little, and in Workers nothing.
+/// Everything else is that of [`tracing-opentelemetry`]: the fields `otel.name`, `otel.kind` and `otel.status_code`,
+/// links by `follows_from`, and `OpenTelemetrySpanExt`. Spans have the attributes `target` and, natively, `code.*`;
+/// neither the thread that they began on nor the time they were busy, which for a future that waits and moves say
+/// little, and in Workers nothing.
 ///
 /// # With settings of your own
 ///
@@ -83,11 +84,12 @@ use crate::active::{RequestTracer, active_span};
 ///
 /// # What to know
 ///
-/// - The span starts when it is first entered, not when it is made. For a task that outlives its request, carry it, outermost:
-///   `tokio::spawn(work.instrument(span).carried())`, with [`Carry`](crate::Carry). Otherwise it may be late.
+/// - The span starts when it is first entered, not when it is made. For a task that outlives its request, carry it,
+///   outermost: `tokio::spawn(work.instrument(span).carried())`, with [`Carry`](crate::Carry). Otherwise it may be
+///   late.
 /// - `parent: None` makes a span that is no part of the request, nor under its credentials.
-/// - A tracing span that is opened inside of OpenTelemetry's `get_active_span` or `Context::map_current` aborts the process,
-///   because no context can be attached there. [`active_span`] is no such place.
+/// - A tracing span that is opened inside of OpenTelemetry's `get_active_span` or `Context::map_current` aborts the
+///   process, because no context can be attached there. [`active_span`] is no such place.
 /// - A guard of `span.enter()` that is held over an `await` makes that span the parent of whatever else runs on the thread.
 ///
 /// # Panics
@@ -103,8 +105,8 @@ where
         .with_location(cfg!(not(target_family = "wasm")))
         .with_threads(false)
         .with_tracked_inactivity(false);
-    // In this order, the first sees a span's exit while its context is still current, and the last its entry when it is. All have
-    // a filter, because one that has none is switched off by those of the others.
+    // In this order, the first sees a span's exit while its context is still current, and the last its entry when it
+    // is. All have a filter, because one that has none is switched off by those of the others.
     ActiveSpanLayer
         .with_filter(Kept { own_events: false })
         .and_then(spans.with_filter(Kept { own_events: true }))
@@ -156,8 +158,9 @@ where
     }
 }
 
-/// Whether the current tracing span is of another trace than the active span: that of a connection, outside of the layer that serves
-/// its requests. What happens in a request is no business of that one, which leaves under other credentials.
+/// Whether the current tracing span is of another trace than the active span: that of a connection, outside of the
+/// layer that serves its requests. What happens in a request is no business of that one, which leaves under other
+/// credentials.
 fn is_foreign<S>(subscribed: &Subscribed<'_, S>) -> bool
 where
     S: Subscriber + for<'span> LookupSpan<'span>,

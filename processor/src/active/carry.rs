@@ -14,25 +14,25 @@ use super::run::attach_in_drop;
 use super::tracer::RequestTracer;
 use crate::handle::{Handle, Hold};
 
-/// Takes the current request along to work that runs elsewhere or later: in a task, on another thread, in a stream, or behind
-/// the response.
+/// Takes the current request along to work that runs elsewhere or later: in a task, on another thread, in a stream, or
+/// behind the response.
 ///
-/// The mistake that it prevents: a context is current on one thread, for as long as a future is polled under it. A task that is
-/// spawned, a closure for another thread and a stream that somebody else polls run without it. Their spans are then roots of
-/// traces of their own, under no request's credentials. And what does take the context along, such as OpenTelemetry's
-/// `with_current_context`, still starts its spans after the request is over, when nothing proves any more whose they are: they are
-/// late, and leave under the fallback context.
+/// The mistake that it prevents: a context is current on one thread, for as long as a future is polled under it. A task
+/// that is spawned, a closure for another thread and a stream that somebody else polls run without it. Their spans are
+/// then roots of traces of their own, under no request's credentials. And what does take the context along, such as
+/// OpenTelemetry's `with_current_context`, still starts its spans after the request is over, when nothing proves any
+/// more whose they are: they are late, and leave under the fallback context.
 ///
-/// What is carried runs under the context that was current when `carried` was called, and keeps its request open until it is
-/// done or dropped, if the context has a [`RequestTracer`] with a handle: the layers of this crate, and `Telemetry` in Workers,
-/// see to that. Without one, give the work a span of its own: `tokio::spawn(in_child("receipt", work))` keeps the request
-/// open too, by its span.
+/// What is carried runs under the context that was current when `carried` was called, and keeps its request open until
+/// it is done or dropped, if the context has a [`RequestTracer`] with a handle: the layers of this crate, and
+/// `Telemetry` in Workers, see to that. Without one, give the work a span of its own: `tokio::spawn(in_child("receipt",
+/// work))` keeps the request open too, by its span.
 ///
 /// # Panics
 ///
 /// What is carried panics as the work does, and if it runs inside of a closure that was given to OpenTelemetry's
-/// `get_active_span` or `Context::map_current`, where no context can be attached. If it is dropped there, or by a thread that is
-/// being torn down, it is dropped without its context.
+/// `get_active_span` or `Context::map_current`, where no context can be attached. If it is dropped there, or by a
+/// thread that is being torn down, it is dropped without its context.
 ///
 /// ```
 /// use opentelemetry_per_request::{Carry as _, active_span};

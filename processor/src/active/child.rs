@@ -13,7 +13,8 @@ use super::{ActiveSpan, CANCELLED_ATTRIBUTE};
 /// A span that was started here, and ends when this is dropped. It is not active by itself: [`run`](Self::run) and
 /// [`run_sync`](Self::run_sync) make it so, for the work in it.
 ///
-/// Everything that an [`ActiveSpan`] can do, this can do too. If a panic that began after the start drops it, the span says so.
+/// Everything that an [`ActiveSpan`] can do, this can do too. If a panic that began after the start drops it, the span
+/// says so.
 ///
 /// ```
 /// use opentelemetry_per_request::active_span;
@@ -67,9 +68,10 @@ impl ChildSpan {
 
     /// Runs `work` with this span active whenever it is polled, and then ends it.
     ///
-    /// The span ends on every path: when `work` is done, when it panics, and when the future is dropped before, which the
-    /// span says by [`per_request.cancelled`](CANCELLED_ATTRIBUTE). `work` is then dropped with the span active. Whether a value
-    /// is an error is yours to say, with [`ActiveSpan::fail`]; [`in_child`](super::in_child) does it for a `Result`.
+    /// The span ends on every path: when `work` is done, when it panics, and when the future is dropped before, which
+    /// the span says by [`per_request.cancelled`](CANCELLED_ATTRIBUTE). `work` is then dropped with the span active.
+    /// Whether a value is an error is yours to say, with [`ActiveSpan::fail`]; [`in_child`](super::in_child) does it
+    /// for a `Result`.
     ///
     /// The span starts before this is called, so it also lasts while the future waits for its first poll.
     pub fn run<F: Future>(self, work: F) -> InSpan<F> {

@@ -1,7 +1,7 @@
 //! The active span, for code that was not handed one: how it is reached, and how spans are started below it.
 //!
-//! On the OpenTelemetry API alone. What is active is what the current [`Context`] says, so it is right wherever a context is
-//! attached for each poll: by the helpers of this crate, or by OpenTelemetry's own `FutureExt`.
+//! On the OpenTelemetry API alone. What is active is what the current [`Context`] says, so it is right wherever a
+//! context is attached for each poll: by the helpers of this crate, or by OpenTelemetry's own `FutureExt`.
 
 mod carry;
 mod child;
@@ -46,8 +46,8 @@ pub fn active_span() -> ActiveSpan {
     ActiveSpan { cx: current() }
 }
 
-/// The current context. An empty one while the thread is torn down and there is none any more, where asking for it would panic,
-/// which in the drop of a thread-local is the end of the process.
+/// The current context. An empty one while the thread is torn down and there is none any more, where asking for it
+/// would panic, which in the drop of a thread-local is the end of the process.
 pub(crate) fn current() -> Context {
     struct Alive;
 
@@ -70,9 +70,9 @@ pub(crate) fn current() -> Context {
 
 /// A handle to a span, which does nothing if there was none. Cheap to clone, and usable from any thread.
 ///
-/// It keeps what the span was started with in memory. Once whoever started the span has ended it, everything here does nothing.
-/// A span that nobody ends, but that ends when its last owner drops it, as OpenTelemetry's `in_span` leaves it, stays open for as
-/// long as a handle to it is kept, or work that was [carried](Carry) out of it.
+/// It keeps what the span was started with in memory. Once whoever started the span has ended it, everything here does
+/// nothing. A span that nobody ends, but that ends when its last owner drops it, as OpenTelemetry's `in_span` leaves
+/// it, stays open for as long as a handle to it is kept, or work that was [carried](Carry) out of it.
 ///
 /// ```
 /// # use opentelemetry_sdk::trace::{InMemorySpanExporter, SdkTracerProvider};
@@ -105,8 +105,8 @@ impl ActiveSpan {
 
     /// Whether there is a span at all: one of this process, or that of a caller elsewhere.
     ///
-    /// One without ids is none: it is what a tracer gives that records nothing, and what would be below it would be a trace of
-    /// its own.
+    /// One without ids is none: it is what a tracer gives that records nothing, and what would be below it would be a
+    /// trace of its own.
     pub fn is_active(&self) -> bool {
         self.span().span_context().is_valid()
     }
@@ -163,9 +163,9 @@ impl ActiveSpan {
 
     /// Marks the span as failed with this error: the status is an error with its message, and `error.type` its type.
     ///
-    /// The message is the error's own words, so it must not contain secrets. To be called once: of two messages the SDK keeps
-    /// the one that sorts last, and both types. A status that was set to ok stays ok. In a handler whose answer has a status from
-    /// 500 on, which its layer marks as failed, use [`record_error`](Self::record_error).
+    /// The message is the error's own words, so it must not contain secrets. To be called once: of two messages the SDK
+    /// keeps the one that sorts last, and both types. A status that was set to ok stays ok. In a handler whose answer
+    /// has a status from 500 on, which its layer marks as failed, use [`record_error`](Self::record_error).
     pub fn fail<E: Display + ?Sized>(&self, error: &E) {
         self.fail_with(error_type::<E>(), error.to_string());
     }

@@ -24,9 +24,9 @@ use super::{ActiveSpan, active_span};
 /// - The future is dropped before it is done, by a `select!`, a timeout or a client that left: `work` is dropped, and then
 ///   the span ends, with the attribute [`per_request.cancelled`](super::CANCELLED_ATTRIBUTE).
 ///
-/// The span is active whenever `work` is polled and when it is dropped, on whichever thread, and nowhere else. It starts when
-/// this function is called, not when the future is first polled: so `tokio::spawn(in_child("receipt", work))` belongs to the
-/// request that spawns it, also if that is over before the task runs.
+/// The span is active whenever `work` is polled and when it is dropped, on whichever thread, and nowhere else. It
+/// starts when this function is called, not when the future is first polled: so `tokio::spawn(in_child("receipt",
+/// work))` belongs to the request that spawns it, also if that is over before the task runs.
 ///
 /// Without an active span, `work` runs without one.
 ///
@@ -35,8 +35,8 @@ use super::{ActiveSpan, active_span};
 /// # Panics
 ///
 /// The future panics as `work` does, and if it is polled inside of a closure that was given to OpenTelemetry's
-/// `get_active_span` or `Context::map_current`, where no context can be attached. If it is dropped there, or by a thread that is
-/// being torn down, the span ends as ever, but is not active meanwhile.
+/// `get_active_span` or `Context::map_current`, where no context can be attached. If it is dropped there, or by a
+/// thread that is being torn down, the span ends as ever, but is not active meanwhile.
 ///
 /// ```
 /// use opentelemetry_per_request::in_child;
@@ -60,8 +60,8 @@ where
 ///
 /// # Panics
 ///
-/// As `work` does; the span ends nevertheless. And inside of a closure that was given to OpenTelemetry's `get_active_span` or
-/// `Context::map_current`, where no context can be attached.
+/// As `work` does; the span ends nevertheless. And inside of a closure that was given to OpenTelemetry's
+/// `get_active_span` or `Context::map_current`, where no context can be attached.
 ///
 /// ```
 /// use opentelemetry_per_request::in_child_sync;
@@ -243,7 +243,8 @@ pub(crate) fn within<T>(span: &ChildSpan, work: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Polls work, and drops it when it is done: both in one go, so that its context is attached once. After that it stays pending.
+/// Polls work, and drops it when it is done: both in one go, so that its context is attached once. After that it stays
+/// pending.
 pub(crate) fn poll_once<F: Future>(
     mut work: Pin<&mut Option<F>>,
     task: &mut TaskContext<'_>,
@@ -267,8 +268,8 @@ pub(crate) fn drop_within(span: &ChildSpan, dropping: impl FnOnce()) {
     std::mem::forget(panicking);
 }
 
-/// Attaches a context in a destructor, where a panic can end the process: not at all if it cannot be done, because the current
-/// one is borrowed, or because the thread is being torn down.
+/// Attaches a context in a destructor, where a panic can end the process: not at all if it cannot be done, because the
+/// current one is borrowed, or because the thread is being torn down.
 pub(super) fn attach_in_drop(cx: &Context) -> Option<ContextGuard> {
     catch_unwind(AssertUnwindSafe(|| cx.clone().attach())).ok()
 }

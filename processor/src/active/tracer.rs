@@ -18,8 +18,8 @@ const SCOPE: &str = env!("CARGO_PKG_NAME");
 
 /// What starts the spans of a request, below its first one too, and what keeps a request open while work of it goes on.
 ///
-/// It is carried in the [`Context`] of each request, by the layer that serves it or by [`run`](Self::run), so neither a global
-/// tracer provider nor a single one per process is needed. Cheap to clone.
+/// It is carried in the [`Context`] of each request, by the layer that serves it or by [`run`](Self::run), so neither a
+/// global tracer provider nor a single one per process is needed. Cheap to clone.
 ///
 /// ```
 /// # use opentelemetry_sdk::trace::InMemorySpanExporter;
@@ -63,8 +63,8 @@ impl RequestTracer {
         }
     }
 
-    /// Spans are started by the tracer of the request that they are part of, and without one by whatever the global tracer provider
-    /// is at that moment. Until one is set, no span is recorded.
+    /// Spans are started by the tracer of the request that they are part of, and without one by whatever the global
+    /// tracer provider is at that moment. Until one is set, no span is recorded.
     ///
     /// So it may be made before the provider is: at the start of a Worker, for `tracing`.
     pub fn global() -> Self {

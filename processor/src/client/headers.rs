@@ -8,11 +8,11 @@ use opentelemetry::trace::TraceContextExt as _;
 use opentelemetry_http::HeaderInjector;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 
-/// Writes the active span into the headers of a request, as `traceparent` and `tracestate` of W3C Trace Context. What is there
-/// already is replaced.
+/// Writes the active span into the headers of a request, as `traceparent` and `tracestate` of W3C Trace Context. What
+/// is there already is replaced.
 ///
-/// So what the other server does becomes a child of the active span. That of a span that is not sampled goes along, too, and
-/// says so. Without an active span, and where telemetry is suppressed, nothing is changed.
+/// So what the other server does becomes a child of the active span. That of a span that is not sampled goes along,
+/// too, and says so. Without an active span, and where telemetry is suppressed, nothing is changed.
 ///
 /// It makes no span; [`send`](super::send) and [`ClientLayer`](super::ClientLayer) do, and inject that.
 ///

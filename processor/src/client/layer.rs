@@ -18,7 +18,8 @@ use super::service::{Calling, Client, ClientFuture};
 use crate::active::{active_span, within};
 use crate::grpc;
 
-/// Puts a [`Client`] around a service that calls other servers; [`send`](Self::send) does the same for one call. Cheap to clone.
+/// Puts a [`Client`] around a service that calls other servers; [`send`](Self::send) does the same for one call. Cheap
+/// to clone.
 ///
 /// Below a layer that retries there is a span for each attempt, and above it one for all of them.
 ///
@@ -102,8 +103,8 @@ impl ClientLayer {
 
     /// Changes the attributes that a span starts with, before a sampler sees them: to add some, or to take some away.
     ///
-    /// Headers, for one, none of which is kept by default; or what a request does not say. tonic's `Channel` knows by itself
-    /// whom it calls:
+    /// Headers, for one, none of which is kept by default; or what a request does not say. tonic's `Channel` knows by
+    /// itself whom it calls:
     ///
     /// ```
     /// # use opentelemetry_per_request::client::ClientLayer;
@@ -123,8 +124,8 @@ impl ClientLayer {
     }
 
     /// Shows the query in `url.full`. What signs a URL is left out nevertheless: the values of `X-Amz-Signature`,
-    /// `X-Amz-Credential`, `X-Amz-Security-Token`, `AWSAccessKeyId`, `Signature`, `sig`, `X-Goog-Signature`, and of names that
-    /// are percent-encoded. Any other secret in a query is shown.
+    /// `X-Amz-Credential`, `X-Amz-Security-Token`, `AWSAccessKeyId`, `Signature`, `sig`, `X-Goog-Signature`, and of
+    /// names that are percent-encoded. Any other secret in a query is shown.
     #[must_use]
     pub fn with_query(self) -> Self {
         self.with(|settings| settings.query = true)

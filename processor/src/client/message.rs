@@ -56,8 +56,8 @@ pub trait IncomingResponse {
     fn traced(self, rest: Rest) -> Self::Traced;
 }
 
-/// What is left of a call whose head is there: of gRPC the span, until its status is there. Of any other call nothing. When it
-/// is dropped, the span ends.
+/// What is left of a call whose head is there: of gRPC the span, until its status is there. Of any other call nothing.
+/// When it is dropped, the span ends.
 #[derive(Debug)]
 pub struct Rest {
     span: Option<ChildSpan>,

@@ -1,7 +1,7 @@
 //! A CLIENT span around each call of another server, and its trace on the way there.
 //!
-//! Calls are traced below the active span: where none is active, or telemetry is suppressed, as it is for the requests of an
-//! exporter, a request goes out as it is.
+//! Calls are traced below the active span: where none is active, or telemetry is suppressed, as it is for the requests
+//! of an exporter, a request goes out as it is.
 //!
 //! | the client | |
 //! |---|---|
@@ -12,16 +12,16 @@
 //!
 //! # What the span says
 //!
-//! It follows the semantic conventions for HTTP, 1.45: the name is the method; `url.full` is without user info and fragment,
-//! and of a query only the names are kept, because the values may be secrets
-//! ([`ClientLayer::with_query`] keeps more). A status from 400 on is an error, with the status as `error.type`. An error of the
-//! call is one, too: `error.type` is the name of its type, or for `reqwest`, `timeout` or `connect` where it is one. There
-//! is no message, since those of clients show URLs. A call that is dropped before there is an answer has the attribute
+//! It follows the semantic conventions for HTTP, 1.45: the name is the method; `url.full` is without user info and
+//! fragment, and of a query only the names are kept, because the values may be secrets ([`ClientLayer::with_query`]
+//! keeps more). A status from 400 on is an error, with the status as `error.type`. An error of the call is one, too:
+//! `error.type` is the name of its type, or for `reqwest`, `timeout` or `connect` where it is one. There is no message,
+//! since those of clients show URLs. A call that is dropped before there is an answer has the attribute
 //! [`per_request.cancelled`](crate::CANCELLED_ATTRIBUTE) instead, and is no error.
 //!
-//! A call of gRPC (by its content type) follows the conventions for RPC: the name is the method, and `rpc.status_code` a name
-//! such as `NOT_FOUND`. All but `OK` are errors. For tonic's `Channel` the request does not say whom it calls; see
-//! [`ClientLayer::with_attributes`].
+//! A call of gRPC (by its content type) follows the conventions for RPC: the name is the method, and `rpc.status_code`
+//! a name such as `NOT_FOUND`. All but `OK` are errors. For tonic's `Channel` the request does not say whom it calls;
+//! see [`ClientLayer::with_attributes`].
 //!
 //! # When it ends
 //!

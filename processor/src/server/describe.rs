@@ -105,7 +105,8 @@ fn matched(_: &Parts) -> Option<Cow<'static, str>> {
     None
 }
 
-/// Without `rpc.method`: whether there is such a method, the answer says, and an attribute that is set cannot be taken back.
+/// Without `rpc.method`: whether there is such a method, the answer says, and an attribute that is set cannot be taken
+/// back.
 fn describe_rpc(request: &Parts, attributes: &mut Vec<KeyValue>) -> Cow<'static, str> {
     attributes.push(KeyValue::new("rpc.system.name", "grpc"));
     rpc_method(request).into()

@@ -24,30 +24,35 @@
 //!
 //! # What the span says
 //!
-//! It follows the semantic conventions for HTTP, 1.45: the name is the method and the route, such as `GET /orders/{id}`; the
-//! route is that of axum, with the feature `axum` and if the layer is given to a `Router` (outside of it no route is known
-//! yet), or what [`with_route`](ServerLayer::with_route) finds. Of a query only the names are kept, because the values may
-//! be secrets. A status from 500 on is an error, with the status as `error.type`; one from 400 on is not, it is the client's.
+//! It follows the semantic conventions for HTTP, 1.45: the name is the method and the route, such as `GET
+//! /orders/{id}`; the route is that of axum, with the feature `axum` and if the layer is given to a `Router` (outside
+//! of it no route is known yet), or what [`with_route`](ServerLayer::with_route) finds. Of a query only the names are
+//! kept, because the values may be secrets. A status from 500 on is an error, with the status as `error.type`; one from
+//! 400 on is not, it is the client's.
+//!
+//! A request over HTTP/1 does not say by which scheme it came; it is `http` unless
+//! [`with_attributes`](ServerLayer::with_attributes) says otherwise.
 //!
 //! A request of gRPC (by its content type) follows the conventions for RPC instead: the name is the method,
-//! `rpc.status_code` is a name such as `NOT_FOUND`, from the trailers. A method that the server does not know is `_OTHER`, so
-//! that clients cannot make up names of spans: one that it answers with `UNIMPLEMENTED` and no body, or with something that
-//! is not gRPC at all, whose status is then that of HTTP. So `rpc.method` is on the span from the answer on, and not from the
-//! start. Of a call that is refused or left before it gets there nobody can tell whether its method exists: refuse outside of this
-//! layer whom you do not know.
+//! `rpc.status_code` is a name such as `NOT_FOUND`, from the trailers. A method that the server does not know is
+//! `_OTHER`, so that clients cannot make up names of spans: one that it answers with `UNIMPLEMENTED` and no body, or
+//! with something that is not gRPC at all, whose status is then that of HTTP. So `rpc.method` is on the span from the
+//! answer on, and not from the start. Of a call that is refused or left before it gets there nobody can tell whether
+//! its method exists: refuse outside of this layer whom you do not know.
 //!
-//! An error of the service or of the body is an error of the span, in its own words; that of a body only if its status is none
-//! already.
+//! An error of the service or of the body is an error of the span, in its own words; that of a body only if its status
+//! is none already.
 //!
 //! # When it ends
 //!
-//! With the response's *body*, and while the body is polled the span is active. So a stream of an hour is a span of an hour,
-//! whose children leave as they end, and which itself leaves at its end. When the server drops the body before its end, because it
-//! has noticed that the client is gone, the span ends at once and has the attribute [`per_request.cancelled`](crate::CANCELLED_ATTRIBUTE), and
-//! `http.response.body.size` with the bytes that had been taken from it. The same attribute, without a status code, is on
-//! the span of a request that was dropped before its head. As the conventions ask, an answer that was not sent fully is an
-//! error, with `error.type` `cancelled`: one without a head, or short of the length that was known of it. A stream whose length
-//! nobody knows is none: it may be all that the client wanted, as streams of events nearly always end that way.
+//! With the response's *body*, and while the body is polled the span is active. So a stream of an hour is a span of an
+//! hour, whose children leave as they end, and which itself leaves at its end. When the server drops the body before
+//! its end, because it has noticed that the client is gone, the span ends at once and has the attribute
+//! [`per_request.cancelled`](crate::CANCELLED_ATTRIBUTE), and `http.response.body.size` with the bytes that had been
+//! taken from it. The same attribute, without a status code, is on the span of a request that was dropped before its
+//! head. As the conventions ask, an answer that was not sent fully is an error, with `error.type` `cancelled`: one
+//! without a head, or short of the length that was known of it. A stream whose length nobody knows is none: it may be
+//! all that the client wanted, as streams of events nearly always end that way.
 //!
 //! [`with_end_at_head`](ServerLayer::with_end_at_head) ends the span before the body. A response that has no body, and one that
 //! changes protocols, ends it there anyway.
@@ -74,8 +79,8 @@ pub use service::{Server, ServerFuture};
 
 /// Puts a [`Server`] around a service. Cheap to clone.
 ///
-/// A request that has passed one of them already gets no second span; the inner layer only adds the route, if it knows one and
-/// the outer one did not. So one layer may be around everything, and another one where routes are known.
+/// A request that has passed one of them already gets no second span; the inner layer only adds the route, if it knows
+/// one and the outer one did not. So one layer may be around everything, and another one where routes are known.
 #[derive(Clone)]
 pub struct ServerLayer {
     settings: Arc<Settings>,
@@ -108,8 +113,8 @@ struct Served {
 }
 
 impl ServerLayer {
-    /// A layer whose spans are started by `tracer`. Every request is traced, unless the caller's `traceparent` says that it is
-    /// not sampled and the provider's sampler follows it, as the default one does.
+    /// A layer whose spans are started by `tracer`. Every request is traced, unless the caller's `traceparent` says
+    /// that it is not sampled and the provider's sampler follows it, as the default one does.
     pub fn new(tracer: RequestTracer) -> Self {
         Self {
             settings: Arc::new(Settings {
@@ -126,8 +131,8 @@ impl ServerLayer {
         }
     }
 
-    /// What the spans of a request are exported under: its credentials, for one. `context` is called with each request, before
-    /// its span starts, and with the context that continues the caller's trace.
+    /// What the spans of a request are exported under: its credentials, for one. `context` is called with each request,
+    /// before its span starts, and with the context that continues the caller's trace.
     ///
     /// What is known only later, such as a token that is refreshed, can be updated through what was attached here.
     ///
@@ -158,7 +163,8 @@ impl ServerLayer {
         self.with(|settings| settings.filter = Some(Arc::new(filter)))
     }
 
-    /// What the route of a request is, where it is not axum that knows it. It must be one of a few: `/orders/{id}`, not the path.
+    /// What the route of a request is, where it is not axum that knows it. It must be one of a few: `/orders/{id}`, not
+    /// the path.
     #[must_use]
     pub fn with_route(
         self,
@@ -195,14 +201,15 @@ impl ServerLayer {
         self.with(|settings| settings.request_headers = describe::keys("request", names))
     }
 
-    /// Keeps the values of these response headers as `http.response.header.<name>`. None by default; a header that is marked
-    /// as sensitive never.
+    /// Keeps the values of these response headers as `http.response.header.<name>`. None by default; a header that is
+    /// marked as sensitive never.
     #[must_use]
     pub fn with_response_headers(self, names: impl IntoIterator<Item = HeaderName>) -> Self {
         self.with(|settings| settings.response_headers = describe::keys("response", names))
     }
 
-    /// Ends the span when the response's head is there, and not with its body. A body is then polled without an active span.
+    /// Ends the span when the response's head is there, and not with its body. A body is then polled without an active
+    /// span.
     #[must_use]
     pub fn with_end_at_head(self) -> Self {
         self.with(|settings| settings.end_at_head = true)

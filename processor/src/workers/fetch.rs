@@ -80,8 +80,9 @@ impl TracedFetch {
         self.send_through(fetch).await
     }
 
-    /// Sends the request, and waits for the head of the response, or for the signal. When the signal aborts it, the span has
-    /// the attribute [`per_request.cancelled`](CANCELLED_ATTRIBUTE), and is no error unless the signal was a timeout.
+    /// Sends the request, and waits for the head of the response, or for the signal. When the signal aborts it, the
+    /// span has the attribute [`per_request.cancelled`](CANCELLED_ATTRIBUTE), and is no error unless the signal was a
+    /// timeout.
     ///
     /// # Errors
     ///

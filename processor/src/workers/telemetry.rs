@@ -72,8 +72,8 @@ pub(super) struct Running {
 // ===== impl Telemetry =====
 
 impl Telemetry {
-    /// Telemetry that `set_up` sets up when the first event of an instance comes: not before, because there is no randomness,
-    /// and so there are no span ids, outside of an event.
+    /// Telemetry that `set_up` sets up when the first event of an instance comes: not before, because there is no
+    /// randomness, and so there are no span ids, outside of an event.
     pub const fn new(set_up: fn(&Env) -> Result<SetUp, Box<dyn Error>>) -> Self {
         Self {
             set_up,
@@ -104,12 +104,13 @@ impl Telemetry {
         ctx.wait_until(Carried::by(work, handle));
     }
 
-    /// A layer for a tower service that handles `fetch` events, such as an axum `Router`: the crate `worker` has them as
-    /// `http::Request` with its feature `http`. It is for use in the place of [`instrument_fetch`](Self::instrument_fetch), which
-    /// ends its span before the body of the response is on its way.
+    /// A layer for a tower service that handles `fetch` events, such as an axum `Router`: the crate `worker` has them
+    /// as `http::Request` with its feature `http`. It is for use in the place of
+    /// [`instrument_fetch`](Self::instrument_fetch), which ends its span before the body of the response is on its way.
     ///
-    /// Spans start under what [`SetUp::with_request_context`] makes of the request. If the set-up failed, nothing is traced. The
-    /// panic hook of [`SetUp::with_panic_rescue`] sends what is queued, and does not end the spans of this layer.
+    /// Spans start under what [`SetUp::with_request_context`] makes of the request. If the set-up failed, nothing is
+    /// traced. The panic hook of [`SetUp::with_panic_rescue`] sends what is queued, and does not end the spans of this
+    /// layer.
     ///
     /// ```ignore
     /// #[event(fetch)]
@@ -155,8 +156,8 @@ impl fmt::Debug for Telemetry {
 
 impl SetUp {
     /// Telemetry that consists of this processor, with a resource from the bindings `OTEL_SERVICE_NAME` and
-    /// `OTEL_RESOURCE_ATTRIBUTES`. Every trace is sampled, unless the caller's `traceparent` says that it is not. Its tracer
-    /// provider becomes the global one.
+    /// `OTEL_RESOURCE_ATTRIBUTES`. Every trace is sampled, unless the caller's `traceparent` says that it is not. Its
+    /// tracer provider becomes the global one.
     pub fn new(processor: PerRequestSpanProcessor) -> Self {
         Self {
             processor,
@@ -192,8 +193,8 @@ impl SetUp {
         self
     }
 
-    /// Installs a panic hook that puts what is queued on the wire before the instance dies, with an error span for the root of
-    /// the request that panicked, and for those of the 32 latest others that are open. Off by default.
+    /// Installs a panic hook that puts what is queued on the wire before the instance dies, with an error span for the
+    /// root of the request that panicked, and for those of the 32 latest others that are open. Off by default.
     ///
     /// A panic in one request takes the whole instance with it, and all requests in it. Spans below a root that had not
     /// ended are lost; so is what was in flight, if the runtime ends those connections, and what waited to be sent again.
