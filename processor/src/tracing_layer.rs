@@ -4,10 +4,11 @@ use std::borrow::Cow;
 use std::fmt::Debug;
 use std::thread::panicking;
 
-use opentelemetry::trace::TraceId;
+use opentelemetry::trace::{SpanId, TraceId};
 use opentelemetry::{Context, KeyValue};
 use tracing_core::field::{Field, Visit};
 use tracing_core::span::Id;
+use tracing_core::subscriber::Interest;
 use tracing_core::{Event, Metadata, Subscriber};
 use tracing_opentelemetry::OpenTelemetryLayer;
 use tracing_subscriber::Layer;
@@ -110,7 +111,7 @@ where
     ActiveSpanLayer
         .with_filter(Kept { own_events: false })
         .and_then(spans.with_filter(Kept { own_events: true }))
-        .and_then(TraceLayer.with_filter(Kept { own_events: false }))
+        .and_then(RequestLayer.with_filter(Kept { own_events: false }))
 }
 
 /// The targets of the SDK's and of our own warnings.
@@ -130,6 +131,14 @@ where
         !metadata.target().starts_with("h2::")
     }
 
+    fn callsite_enabled(&self, metadata: &'static Metadata<'static>) -> Interest {
+        match metadata.target().starts_with("h2::") {
+            // It says much, and this costs nothing.
+            true => Interest::never(),
+            false => Interest::sometimes(),
+        }
+    }
+
     fn event_enabled(&self, event: &Event<'_>, subscribed: &Subscribed<'_, S>) -> bool {
         // The SDK warns while it has borrowed the current context, which must not be asked for then.
         !self.own_events
@@ -139,28 +148,39 @@ where
     }
 }
 
-/// In the extensions of a tracing span: the trace that it is part of.
+/// In the extensions of a tracing span: the request that it is part of.
 #[derive(Debug)]
-struct TraceOf(TraceId);
+struct RequestOf(Request);
 
-/// Notes of each span which trace it is part of.
+/// A trace, and the first span of a request in this process if anybody has noted that: two may continue the same trace.
+type Request = (TraceId, Option<SpanId>);
+
+/// The request that runs here. None if it is only known of elsewhere.
+fn current_request() -> Option<Request> {
+    let span = active_span();
+    let trace = span.trace_id()?;
+    let here = !span.span_context().is_remote();
+    here.then(|| (trace, RequestTracer::root_of(span.context())))
+}
+
+/// Notes of each span which request it is part of.
 #[derive(Debug)]
-struct TraceLayer;
+struct RequestLayer;
 
-impl<S> Layer<S> for TraceLayer
+impl<S> Layer<S> for RequestLayer
 where
     S: Subscriber + for<'span> LookupSpan<'span>,
 {
     fn on_enter(&self, id: &Id, subscribed: Subscribed<'_, S>) {
-        if let (Some(span), Some(trace)) = (subscribed.span(id), active_span().trace_id()) {
-            span.extensions_mut().replace(TraceOf(trace));
+        if let (Some(span), Some(request)) = (subscribed.span(id), current_request()) {
+            span.extensions_mut().replace(RequestOf(request));
         }
     }
 }
 
-/// Whether the current tracing span is of another trace than the active span: that of a connection, outside of the
-/// layer that serves its requests. What happens in a request is no business of that one, which leaves under other
-/// credentials.
+/// Whether the current tracing span is of another request than the active span: that of a connection, outside of the layer that
+/// serves its requests, or of a request that has called another one in this process. What happens in a request is no business
+/// of those, which leave under other credentials.
 fn is_foreign<S>(subscribed: &Subscribed<'_, S>) -> bool
 where
     S: Subscriber + for<'span> LookupSpan<'span>,
@@ -169,8 +189,8 @@ where
         return false;
     };
     let extensions = current.extensions();
-    match (extensions.get::<TraceOf>(), active_span().trace_id()) {
-        (Some(TraceOf(of_current)), Some(active)) => *of_current != active,
+    match (extensions.get::<RequestOf>(), current_request()) {
+        (Some(RequestOf(of_current)), Some(active)) => *of_current != active,
         (None, active) => active.is_some(),
         (Some(_), None) => false,
     }
@@ -221,7 +241,7 @@ where
             return;
         }
         let span = active_span();
-        if Context::is_current_telemetry_suppressed() || !span.is_recording() {
+        if !span.is_recording() || Context::is_current_telemetry_suppressed() {
             return;
         }
         let mut fields = Fields {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::routing::get;
-use opentelemetry::trace::{SpanId, Status};
+use opentelemetry::trace::{SpanId, Status, TraceContextExt as _};
 use opentelemetry::{Context, KeyValue, Value};
 use opentelemetry_per_request::server::ServerLayer;
 use opentelemetry_per_request::{
@@ -23,7 +23,7 @@ use tracing_opentelemetry::OpenTelemetryLayer;
 use tracing_subscriber::Registry;
 use tracing_subscriber::layer::{Layer, SubscriberExt as _};
 
-use crate::support::{SOON, Tenant, World, current_tenant, tenant};
+use crate::support::{SOON, Tenant, World, current_tenant, remote_parent, some_trace, tenant};
 
 type BoxedLayer = Box<dyn Layer<Registry> + Send + Sync>;
 
@@ -485,4 +485,56 @@ fn event_of_a_request_is_not_one_of_the_connection_around_it() {
         assert_eq!(events(&span), expected, "{}", span.name);
     }
     assert_eq!(tenants, [Some(Tenant(1)), Some(Tenant(2))]);
+}
+
+/// Scenario: the handler of a request calls a server in the same process, inside of a tracing span, and its trace goes along; that
+/// one's handler logs, as another tenant.
+/// Guarantees: the event is in the request that it happens in, under that one's tenant, though both are of one trace.
+#[test]
+fn event_of_a_request_is_not_one_of_the_request_that_called_it() {
+    let traced = Traced::new();
+    let layer = ServerLayer::new(traced.tracer.clone())
+        .with_request_context(|_, cx| cx.with_value(Tenant(2)));
+    let called = Router::new()
+        .route("/", get(async || info!("called")))
+        .layer(layer);
+    traced.request(1, async {
+        let call = async {
+            let mut request = http::Request::new(axum::body::Body::empty());
+            opentelemetry_per_request::client::inject(request.headers_mut());
+            drop(called.oneshot(request).await.unwrap());
+            info!("calls");
+        };
+        call.instrument(info_span!("call")).await;
+    });
+    let mut seen = BTreeMap::new();
+    for (span, tenant) in traced.spans() {
+        let said: Vec<_> = events(&span).into_iter().map(str::to_owned).collect();
+        seen.insert(span.name.to_string(), (said, tenant.map(|Tenant(n)| n)));
+    }
+    let expected = [
+        ("GET /", vec!["called"], 2),
+        ("call", vec!["calls"], 1),
+        ("request", vec![], 1),
+    ];
+    let expected = expected.map(|(name, said, tenant)| {
+        let said: Vec<_> = said.into_iter().map(str::to_owned).collect();
+        (name.to_owned(), (said, Some(tenant)))
+    });
+    assert_eq!(seen, BTreeMap::from(expected));
+}
+
+/// Scenario: a consumer attaches the context of the message's sender, of another process, inside of its own tracing span, and logs.
+/// Guarantees: the event is its span's: nothing of the sender's is here.
+#[test]
+fn event_under_a_context_from_elsewhere_stays_with_its_span() {
+    let traced = Traced::new();
+    traced.request(1, async {
+        info_span!("consume").in_scope(|| {
+            let sender = remote_parent(some_trace());
+            let _attached = Context::new().with_remote_span_context(sender).attach();
+            info!("got it");
+        });
+    });
+    assert_eq!(events(&traced.span("consume")), ["got it"]);
 }

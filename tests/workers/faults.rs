@@ -124,9 +124,10 @@ impl Memory {
         }
     }
 
-    /// Half a kilobyte of the instance's for each request is less than its two spans.
+    /// A kilobyte of the instance's for each request is less than its two spans. On a busy machine more of them are under way at
+    /// once than there were to warm it up.
     fn assert_no_more_than(&self, before: &Self) {
-        assert!(self.instance_kilobytes <= before.instance_kilobytes + 1024);
+        assert!(self.instance_kilobytes <= before.instance_kilobytes + 2048);
         assert!(self.resident_megabytes <= before.resident_megabytes + 256);
     }
 }

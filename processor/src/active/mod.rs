@@ -11,6 +11,7 @@ mod tracer;
 use std::any::type_name;
 use std::borrow::Cow;
 use std::fmt::{self, Display};
+use std::panic::catch_unwind;
 
 use opentelemetry::trace::{
     SpanBuilder, SpanContext, SpanId, SpanRef, Status, TraceContextExt as _, TraceId,
@@ -49,7 +50,8 @@ pub fn active_span() -> ActiveSpan {
 /// The current context. An empty one while the thread is torn down and there is none any more, where asking for it
 /// would panic, which in the drop of a thread-local is the end of the process.
 pub(crate) fn current() -> Context {
-    struct Alive;
+    /// Whether there was a context yet, or still.
+    struct Alive(bool);
 
     impl Drop for Alive {
         // Having one is what makes it die, and before the context, since that was there first.
@@ -57,14 +59,11 @@ pub(crate) fn current() -> Context {
     }
 
     thread_local! {
-        static ALIVE: Alive = {
-            Context::map_current(|_| ());
-            Alive
-        };
+        static ALIVE: Alive = Alive(catch_unwind(|| Context::map_current(|_| ())).is_ok());
     }
-    match ALIVE.try_with(|_| ()) {
-        Ok(()) => Context::current(),
-        Err(_) => Context::new(),
+    match ALIVE.try_with(|alive| alive.0) {
+        Ok(true) => Context::current(),
+        _ => Context::new(),
     }
 }
 
@@ -165,7 +164,8 @@ impl ActiveSpan {
     ///
     /// The message is the error's own words, so it must not contain secrets. To be called once: of two messages the SDK
     /// keeps the one that sorts last, and both types. A status that was set to ok stays ok. In a handler whose answer
-    /// has a status from 500 on, which its layer marks as failed, use [`record_error`](Self::record_error).
+    /// has a status from 500 on, which its layer marks as failed, or which may be cut off, use
+    /// [`record_error`](Self::record_error).
     pub fn fail<E: Display + ?Sized>(&self, error: &E) {
         self.fail_with(error_type::<E>(), error.to_string());
     }

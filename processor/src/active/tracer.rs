@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use opentelemetry::Context;
 use opentelemetry::global::{self, BoxedSpan, BoxedTracer};
-use opentelemetry::trace::{Span, SpanBuilder, TraceContextExt as _, Tracer};
+use opentelemetry::trace::{Span, SpanBuilder, SpanId, TraceContextExt as _, Tracer};
 
 use super::child::ChildSpan;
 use super::run::{InSpan, Outcome};
@@ -48,6 +48,8 @@ pub struct RequestTracer {
     /// The global one if there is none.
     tracer: Option<Arc<BoxedTracer>>,
     handle: Option<Handle>,
+    /// The first span of the request, in a context of one.
+    root: Option<SpanId>,
 }
 
 impl RequestTracer {
@@ -60,6 +62,7 @@ impl RequestTracer {
         Self {
             tracer: Some(Arc::new(BoxedTracer::new(Box::new(tracer)))),
             handle: None,
+            root: None,
         }
     }
 
@@ -71,6 +74,7 @@ impl RequestTracer {
         Self {
             tracer: None,
             handle: None,
+            root: None,
         }
     }
 
@@ -100,13 +104,33 @@ impl RequestTracer {
     /// The same, for somebody who ends it: the context in which it is active.
     pub(crate) fn start_in(&self, builder: SpanBuilder, parent: &Context) -> Context {
         let span = self.build(builder, parent);
-        // After the start: what is saved of `parent` is to own no tracer, because that would keep the provider.
-        let below = match (&self.tracer, parent.get::<Self>()) {
+        let of_parent = parent.get::<Self>();
+        let mut below = match of_parent {
             // The global one is that of the request, if there is one.
-            (None, Some(of_request)) => of_request.clone(),
+            Some(of_parent) if self.tracer.is_none() => Self {
+                tracer: of_parent.tracer.clone(),
+                handle: of_parent.handle.clone().or_else(|| self.handle.clone()),
+                root: None,
+            },
             _ => self.clone(),
         };
+        let is_child = {
+            let parent = parent.span();
+            let parent = parent.span_context();
+            parent.is_valid() && !parent.is_remote()
+        };
+        below.root = match is_child {
+            true => of_parent.and_then(|of_parent| of_parent.root),
+            false => Some(span.span_context().span_id()),
+        };
+        // After the start: what is saved of `parent` is to own no tracer, because that would keep the provider.
         parent.with_value(below).with_span(span)
+    }
+
+    /// The first span of the request of `cx`, if it was started by one of these.
+    #[cfg(feature = "tracing")]
+    pub(crate) fn root_of(cx: &Context) -> Option<SpanId> {
+        cx.get::<Self>()?.root
     }
 
     pub(super) fn build(&self, builder: SpanBuilder, parent: &Context) -> BoxedSpan {

@@ -8,6 +8,8 @@ use opentelemetry::trace::TraceContextExt as _;
 use opentelemetry_http::HeaderInjector;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 
+use crate::active::current;
+
 /// Writes the active span into the headers of a request, as `traceparent` and `tracestate` of W3C Trace Context. What
 /// is there already is replaced.
 ///
@@ -25,7 +27,7 @@ use opentelemetry_sdk::propagation::TraceContextPropagator;
 /// assert!(headers.is_empty()); // nobody traces here
 /// ```
 pub fn inject(headers: &mut HeaderMap) {
-    inject_with(&TraceContextPropagator::new(), &Context::current(), headers);
+    inject_with(&TraceContextPropagator::new(), &current(), headers);
 }
 
 /// Replaces all that `propagator` writes, so that nothing stays of another trace.

@@ -36,7 +36,8 @@ impl Sending {
             sent: 0,
             length: declared.or_else(|| response.body().size_hint().exact()),
             trailers,
-            failed: response.status().is_server_error(),
+            failed: response.status().is_server_error()
+                || grpc::status(response.headers()).is_some_and(grpc::is_server_error),
         }
     }
 

@@ -54,6 +54,8 @@
 //! without a head, or short of the length that was known of it. A stream whose length nobody knows is none: it may be
 //! all that the client wanted, as streams of events nearly always end that way.
 //!
+//! A layer that replaces whole responses, by an error page or a 304, drops them unread: put it inside of this one.
+//!
 //! [`with_end_at_head`](ServerLayer::with_end_at_head) ends the span before the body. A response that has no body, and one that
 //! changes protocols, ends it there anyway.
 

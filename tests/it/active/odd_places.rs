@@ -302,7 +302,7 @@ fn child_may_end_while_its_thread_is_torn_down() {
 }
 
 /// Scenario: a thread's local storage asks for the active span, and carries work, when it is dropped, which is after the
-/// current context of that thread is gone.
+/// current context of that thread is gone, on a thread that has asked before and on one that has not.
 /// Guarantees: the process goes on: nothing is active there.
 #[test]
 fn nothing_is_active_while_a_thread_is_torn_down() {
@@ -320,18 +320,22 @@ fn nothing_is_active_while_a_thread_is_torn_down() {
     thread_local! {
         static ASKS: Asks = const { Asks };
     }
-    let service = Service::new();
-    block_on(service.request("root", 1, async {
-        let cx = active_span().context().clone();
-        let there = move || {
-            // The last to be used is the first to go: the contexts are used after this one.
-            ASKS.with(|_| ());
-            let _attached = cx.attach();
-            assert!(active_span().is_active());
-        };
-        std::thread::spawn(there).join().unwrap();
-    }));
-    assert_eq!(service.arrived().tree(), [" > root"]);
+    for asks_before in [false, true] {
+        let service = Service::new();
+        block_on(service.request("root", 1, async {
+            let cx = active_span().context().clone();
+            let there = move || {
+                // The last to be used is the first to go: the contexts are used after this one.
+                ASKS.with(|_| ());
+                let _attached = cx.attach();
+                if asks_before {
+                    assert!(active_span().is_active());
+                }
+            };
+            std::thread::spawn(there).join().unwrap();
+        }));
+        assert_eq!(service.arrived().tree(), [" > root"]);
+    }
 }
 
 /// Scenario: work that is not done, in a child, carried as a future and as a closure, is dropped inside of a borrow of the

@@ -40,6 +40,26 @@ fn global_tracer_is_that_of_the_request_all_the_way_down() {
     assert_eq!(service.arrived().tree(), tree);
 }
 
+/// Scenario: a job is started by a global tracer with a handle, below one by a global tracer without, and carries work out.
+/// Guarantees: the handle is the job's: what is carried keeps it open, and is not late.
+#[test]
+fn handle_of_a_tracer_is_not_lost_below_one_that_has_none() {
+    let service = Service::new();
+    let inner = RequestTracer::global().with_handle(service.handle());
+    let named = RequestTracer::new(service.world.tracer.clone());
+    let carried = block_on(named.run("outer", &tenant(1), async {
+        let outer = active_span().context().clone();
+        let job = inner.run("job", &outer, async {
+            Some(async { in_child_sync("later", || {}) }.carried())
+        });
+        job.await
+    }));
+    block_on(carried.unwrap());
+    let tree = [" > outer", "job > later", "outer > job"];
+    assert_eq!(service.arrived().tree(), tree);
+    assert_eq!(balanced(&service.world.telemetry).late.total(), 0);
+}
+
 /// Scenario: no span is active, and a library does all that it can.
 /// Guarantees: the work runs and gives its values, and nothing else happens: no ids, no context, no span.
 #[test]
