@@ -1,6 +1,6 @@
 //! gRPC as the semantic conventions for RPC see it: names of methods and of status codes.
 
-use ::http::{HeaderMap, header};
+use ::http::{HeaderMap, Uri, header};
 
 /// Whether these are the headers of a gRPC request. Not those of gRPC-Web, whose trailers are inside of the body.
 pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
@@ -11,6 +11,12 @@ pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
         Some(rest) => matches!(rest.first(), None | Some(b'+' | b';' | b' ')),
         None => false,
     }
+}
+
+/// The method that is called: the path, without what stands before it.
+pub(crate) fn method(uri: &Uri) -> String {
+    let path = uri.path();
+    path.strip_prefix('/').unwrap_or(path).to_owned()
 }
 
 /// What `grpc-status` says, in the headers of a response or in its trailers. `None` if it is not there.

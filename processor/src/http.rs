@@ -1,5 +1,6 @@
 //! What a span says of an HTTP request, by the semantic conventions for HTTP.
 
+use ::http::uri::Authority;
 use ::http::{HeaderMap, Uri};
 use opentelemetry::KeyValue;
 
@@ -95,18 +96,54 @@ pub(crate) fn known_method(method: &str) -> Option<&'static str> {
     METHODS.into_iter().find(|known| *known == method)
 }
 
-pub(crate) fn attributes(request: &impl IncomingRequest) -> Vec<KeyValue> {
-    let method = request.method();
-    let mut attributes = Vec::with_capacity(8);
-    match known_method(&method) {
-        Some(known) => attributes.push(KeyValue::new("http.request.method", known)),
-        None => {
-            attributes.push(KeyValue::new("http.request.method", "_OTHER"));
-            attributes.push(KeyValue::new("http.request.method_original", method));
-        }
+/// Says which method it is. Returns what stands for it in the span's name.
+pub(crate) fn push_method(method: &str, attributes: &mut Vec<KeyValue>) -> &'static str {
+    let known = known_method(method);
+    attributes.push(KeyValue::new(
+        "http.request.method",
+        known.unwrap_or("_OTHER"),
+    ));
+    if known.is_none() {
+        let original = method.to_owned();
+        attributes.push(KeyValue::new("http.request.method_original", original));
     }
+    span_name(method)
+}
+
+/// Says by what name a server is called. Nothing, if it has none.
+pub(crate) fn push_server(
+    called: Option<&Authority>,
+    scheme: Option<&str>,
+    attributes: &mut Vec<KeyValue>,
+) {
+    let Some(called) = called.filter(|called| !called.host().is_empty()) else {
+        return;
+    };
+    attributes.push(KeyValue::new("server.address", address(called).to_owned()));
+    let port = called.port_u16().or(match scheme {
+        Some("http") => Some(80),
+        Some("https") => Some(443),
+        _ => None,
+    });
+    if let Some(port) = port {
+        attributes.push(KeyValue::new("server.port", i64::from(port)));
+    }
+}
+
+/// The brackets around an IPv6 address are part of a URL, and not of the address.
+fn address(called: &Authority) -> &str {
+    let host = called.host();
+    let inner = host
+        .strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'));
+    inner.unwrap_or(host)
+}
+
+pub(crate) fn attributes(request: &impl IncomingRequest) -> Vec<KeyValue> {
+    let mut attributes = Vec::with_capacity(8);
+    push_method(&request.method(), &mut attributes);
     if let Ok(url) = request.url().parse::<Uri>() {
-        attributes.extend(url_attributes(&url));
+        push_url(&url, &mut attributes);
     }
     if let Some(agent) = request.header("user-agent") {
         attributes.push(KeyValue::new("user_agent.original", agent));
@@ -114,23 +151,15 @@ pub(crate) fn attributes(request: &impl IncomingRequest) -> Vec<KeyValue> {
     attributes
 }
 
-fn url_attributes(url: &Uri) -> impl Iterator<Item = KeyValue> {
-    let scheme = url.scheme_str().map(str::to_owned);
-    let port = url.port_u16().or(match url.scheme_str() {
-        Some("http") => Some(80),
-        Some("https") => Some(443),
-        _ => None,
-    });
-    let path = KeyValue::new("url.path", url.path().to_owned());
-    let others = [
-        scheme.map(|scheme| KeyValue::new("url.scheme", scheme)),
-        url.query()
-            .map(|query| KeyValue::new("url.query", redacted(query))),
-        url.host()
-            .map(|host| KeyValue::new("server.address", host.to_owned())),
-        port.map(|port| KeyValue::new("server.port", i64::from(port))),
-    ];
-    std::iter::once(path).chain(others.into_iter().flatten())
+fn push_url(url: &Uri, attributes: &mut Vec<KeyValue>) {
+    attributes.push(KeyValue::new("url.path", url.path().to_owned()));
+    if let Some(scheme) = url.scheme_str() {
+        attributes.push(KeyValue::new("url.scheme", scheme.to_owned()));
+    }
+    if let Some(query) = url.query() {
+        attributes.push(KeyValue::new("url.query", redacted(query)));
+    }
+    push_server(url.authority(), url.scheme_str(), attributes);
 }
 
 /// The names in a query. Its values may be secrets, and so may be what has no name.

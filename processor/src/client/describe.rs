@@ -8,7 +8,7 @@ use opentelemetry::KeyValue;
 use opentelemetry::trace::{SpanBuilder, SpanKind};
 
 use crate::active::ActiveSpan;
-use crate::http::{known_method, redacted, span_name};
+use crate::http::{self, redacted};
 
 /// A call before it is made.
 pub(crate) struct Call<'a> {
@@ -23,27 +23,18 @@ pub(crate) struct Call<'a> {
 
 impl Call<'_> {
     pub(crate) fn http(&self) -> (Cow<'static, str>, Vec<KeyValue>) {
-        let known = known_method(self.method);
         let mut attributes = Vec::with_capacity(6);
-        attributes.push(KeyValue::new(
-            "http.request.method",
-            known.unwrap_or("_OTHER"),
-        ));
-        if known.is_none() {
-            let original = self.method.to_owned();
-            attributes.push(KeyValue::new("http.request.method_original", original));
-        }
+        let name = http::push_method(self.method, &mut attributes);
         self.push_server(&mut attributes);
         if let Some(url) = self.uri.and_then(|uri| full_url(uri, self.query)) {
             attributes.push(KeyValue::new("url.full", url));
         }
-        (span_name(self.method).into(), attributes)
+        (name.into(), attributes)
     }
 
     #[cfg(feature = "tower")]
     pub(super) fn rpc(&self) -> (Cow<'static, str>, Vec<KeyValue>) {
-        let path = self.uri.map_or("", Uri::path);
-        let method = path.strip_prefix('/').unwrap_or(path).to_owned();
+        let method = self.uri.map(crate::grpc::method).unwrap_or_default();
         let mut attributes = Vec::with_capacity(6);
         attributes.push(KeyValue::new("rpc.system.name", "grpc"));
         attributes.push(KeyValue::new("rpc.method", method.clone()));
@@ -53,16 +44,7 @@ impl Call<'_> {
 
     fn push_server(&self, attributes: &mut Vec<KeyValue>) {
         let called = self.uri.and_then(Uri::authority).or(self.host.as_ref());
-        let Some(called) = called.filter(|called| !called.host().is_empty()) else {
-            return;
-        };
-        // An address of IPv6 is in brackets only because of the port behind it.
-        let host = called.host().trim_start_matches('[').trim_end_matches(']');
-        attributes.push(KeyValue::new("server.address", host.to_owned()));
-        let scheme = self.uri.and_then(Uri::scheme_str);
-        if let Some(port) = called.port_u16().or(scheme.and_then(default_port)) {
-            attributes.push(KeyValue::new("server.port", i64::from(port)));
-        }
+        http::push_server(called, self.uri.and_then(Uri::scheme_str), attributes);
     }
 }
 
@@ -86,14 +68,6 @@ pub(super) fn record_rpc_status(span: &ActiveSpan, status: &'static str) {
     span.set_attribute("rpc.status_code", status);
     if status != "OK" {
         span.fail_with(status, "");
-    }
-}
-
-fn default_port(scheme: &str) -> Option<u16> {
-    match scheme {
-        "http" => Some(80),
-        "https" => Some(443),
-        _ => None,
     }
 }
 
@@ -157,6 +131,7 @@ fn is_signature(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::known_method;
     use proptest::prelude::*;
 
     /// In each place where a secret may be.

@@ -3,13 +3,12 @@
 use std::borrow::Cow;
 
 use ::http::request::Parts;
-use ::http::uri::Authority;
 use ::http::{HeaderMap, HeaderName, Version, header};
 use opentelemetry::{Array, KeyValue, StringValue, Value};
 
 use super::Settings;
 use crate::grpc;
-use crate::http::{known_method, redacted};
+use crate::http::{self, redacted};
 
 /// How a span starts.
 pub(super) struct Opening {
@@ -46,15 +45,7 @@ fn describe_http(
     settings: &Settings,
     attributes: &mut Vec<KeyValue>,
 ) -> (Cow<'static, str>, bool) {
-    let method = known_method(request.method.as_str());
-    attributes.push(KeyValue::new(
-        "http.request.method",
-        method.unwrap_or("_OTHER"),
-    ));
-    if method.is_none() {
-        let original = request.method.as_str().to_owned();
-        attributes.push(KeyValue::new("http.request.method_original", original));
-    }
+    let method = http::push_method(request.method.as_str(), attributes);
     let uri = &request.uri;
     attributes.push(KeyValue::new("url.path", uri.path().to_owned()));
     let scheme: Value = match uri.scheme_str() {
@@ -73,7 +64,6 @@ fn describe_http(
     if let Some(agent) = text(&request.headers, &header::USER_AGENT) {
         attributes.push(KeyValue::new("user_agent.original", agent.to_owned()));
     }
-    let method = method.unwrap_or("HTTP");
     match route(request, settings) {
         None => (method.into(), false),
         Some(route) => {
@@ -109,12 +99,7 @@ fn matched(_: &Parts) -> Option<Cow<'static, str>> {
 /// back.
 fn describe_rpc(request: &Parts, attributes: &mut Vec<KeyValue>) -> Cow<'static, str> {
     attributes.push(KeyValue::new("rpc.system.name", "grpc"));
-    rpc_method(request).into()
-}
-
-fn rpc_method(request: &Parts) -> String {
-    let path = request.uri.path();
-    path.strip_prefix('/').unwrap_or(path).to_owned()
+    grpc::method(&request.uri).into()
 }
 
 /// By what name the server was called: `:authority`, or else the header `host`.
@@ -125,27 +110,7 @@ fn push_server(request: &Parts, attributes: &mut Vec<KeyValue>) {
             .and_then(|host| host.parse().ok())
             .map(Cow::Owned),
     };
-    let Some(host) = host.filter(|host| !host.host().is_empty()) else {
-        return;
-    };
-    attributes.push(KeyValue::new("server.address", address(&host).to_owned()));
-    let port = host.port_u16().or(match request.uri.scheme_str() {
-        Some("http") => Some(80),
-        Some("https") => Some(443),
-        _ => None,
-    });
-    if let Some(port) = port {
-        attributes.push(KeyValue::new("server.port", i64::from(port)));
-    }
-}
-
-/// The brackets around an IPv6 address are part of a URL, and not of the address.
-fn address(host: &Authority) -> &str {
-    let host = host.host();
-    let inner = host
-        .strip_prefix('[')
-        .and_then(|host| host.strip_suffix(']'));
-    inner.unwrap_or(host)
+    http::push_server(host.as_deref(), request.uri.scheme_str(), attributes);
 }
 
 fn version(version: Version) -> Option<&'static str> {

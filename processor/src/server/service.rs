@@ -20,7 +20,7 @@ use super::describe::{self, Opening};
 use super::{Served, Settings};
 use crate::active::{ActiveSpan, ChildSpan, drop_within, poll_once, within};
 use crate::grpc;
-use crate::http::known_method;
+use crate::http::span_name;
 
 /// A service that answers each request in a span: see [the module](super).
 #[derive(Clone, Debug)]
@@ -151,7 +151,7 @@ fn add_route(span: &ActiveSpan, request: &Parts, settings: &Settings) -> bool {
     let Some(route) = describe::route(request, settings) else {
         return false;
     };
-    let method = known_method(request.method.as_str()).unwrap_or("HTTP");
+    let method = span_name(request.method.as_str());
     span.update_name(describe::name_of(method, &route));
     span.set_attribute("http.route", route);
     true
