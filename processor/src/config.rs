@@ -19,6 +19,12 @@ pub const MAX_CONCURRENT_EXPORTS: &str = "A365_PER_REQUEST_MAX_CONCURRENT_EXPORT
 pub const MAX_BATCH_SIZE: &str = "A365_PER_REQUEST_MAX_BATCH_SIZE";
 /// `A365_PER_REQUEST_MAX_PENDING_SPANS`: see [`Config::with_max_pending_spans`].
 pub const MAX_PENDING_SPANS: &str = "A365_PER_REQUEST_MAX_PENDING_SPANS";
+/// `A365_PER_REQUEST_MAX_PENDING_LOGS`: see [`Config::with_max_pending_logs`].
+pub const MAX_PENDING_LOGS: &str = "A365_PER_REQUEST_MAX_PENDING_LOGS";
+/// `A365_PER_REQUEST_METRIC_INTERVAL_MS`: see [`Config::with_metric_interval`].
+pub const METRIC_INTERVAL_MS: &str = "A365_PER_REQUEST_METRIC_INTERVAL_MS";
+/// `OTEL_METRIC_EXPORT_INTERVAL`, which is OpenTelemetry's: see [`Config::with_metric_period`].
+pub const METRIC_PERIOD_MS: &str = "OTEL_METRIC_EXPORT_INTERVAL";
 /// `A365_PER_REQUEST_MAX_EXPORTS_PER_REQUEST`: see [`Config::with_max_exports_per_request`].
 pub const MAX_EXPORTS_PER_REQUEST: &str = "A365_PER_REQUEST_MAX_EXPORTS_PER_REQUEST";
 /// `A365_PER_REQUEST_EXPORT_TIMEOUT_MS`: see [`Config::with_export_timeout`].
@@ -49,6 +55,16 @@ pub const DEFAULT_MAX_CONCURRENT_EXPORTS: usize = match cfg!(target_family = "wa
 pub const DEFAULT_MAX_BATCH_SIZE: usize = 64;
 /// Default of [`Config::with_max_pending_spans`].
 pub const DEFAULT_MAX_PENDING_SPANS: usize = 16_384;
+/// Default of [`Config::with_max_pending_logs`].
+pub const DEFAULT_MAX_PENDING_LOGS: usize = 16_384;
+/// Default of [`Config::with_metric_interval`].
+pub const DEFAULT_METRIC_INTERVAL: Duration = match cfg!(target_family = "wasm") {
+    // An isolate may be gone soon.
+    true => Duration::from_secs(1),
+    false => Duration::from_secs(10),
+};
+/// Default of [`Config::with_metric_period`].
+pub const DEFAULT_METRIC_PERIOD: Duration = Duration::from_secs(60);
 /// Default of [`Config::with_max_exports_per_request`].
 pub const DEFAULT_MAX_EXPORTS_PER_REQUEST: usize = 8;
 /// Default of [`Config::with_export_timeout`].
@@ -93,7 +109,7 @@ impl fmt::Display for FlushTrigger {
     }
 }
 
-/// The settings of a [`PerRequestSpanProcessor`](crate::PerRequestSpanProcessor).
+/// The settings of a [`PerRequestSpanProcessor`](crate::PerRequestSpanProcessor), and of all that joins it.
 ///
 /// [`Config::from_env`] reads them from the environment, and each `with_*` method overrides one:
 ///
@@ -114,9 +130,13 @@ pub struct Config {
     max_concurrent_exports: usize,
     max_batch_size: usize,
     max_pending_spans: usize,
+    max_pending_logs: usize,
     max_exports_per_request: usize,
     export_timeout: Duration,
     flush_trigger: FlushTrigger,
+    metric_interval: Duration,
+    /// Zero is never.
+    metric_period: Duration,
     enabled: bool,
 }
 
@@ -129,9 +149,12 @@ impl Default for Config {
             max_concurrent_exports: DEFAULT_MAX_CONCURRENT_EXPORTS,
             max_batch_size: DEFAULT_MAX_BATCH_SIZE,
             max_pending_spans: DEFAULT_MAX_PENDING_SPANS,
+            max_pending_logs: DEFAULT_MAX_PENDING_LOGS,
             max_exports_per_request: DEFAULT_MAX_EXPORTS_PER_REQUEST,
             export_timeout: DEFAULT_EXPORT_TIMEOUT,
             flush_trigger: FlushTrigger::DEFAULT,
+            metric_interval: DEFAULT_METRIC_INTERVAL,
+            metric_period: DEFAULT_METRIC_PERIOD,
             enabled: true,
         }
     }
@@ -181,10 +204,13 @@ impl Config {
                 .limit(MAX_CONCURRENT_EXPORTS, default.max_concurrent_exports),
             max_batch_size: source.positive(MAX_BATCH_SIZE, default.max_batch_size),
             max_pending_spans: source.positive(MAX_PENDING_SPANS, default.max_pending_spans),
+            max_pending_logs: source.positive(MAX_PENDING_LOGS, default.max_pending_logs),
             max_exports_per_request: source
                 .limit(MAX_EXPORTS_PER_REQUEST, default.max_exports_per_request),
             export_timeout: source.millis(EXPORT_TIMEOUT_MS, default.export_timeout),
             flush_trigger: source.trigger(FLUSH_TRIGGER, default.flush_trigger),
+            metric_interval: source.time(METRIC_INTERVAL_MS, default.metric_interval),
+            metric_period: source.time(METRIC_PERIOD_MS, default.metric_period),
             enabled: source.boolean(ENABLED, default.enabled),
         }
     }
@@ -243,6 +269,16 @@ impl Config {
         self
     }
 
+    /// How many log records may be inside the processor: queued, waiting for an export and in flight together. One that is
+    /// emitted beyond it is dropped and counted as [`QueueFull`](crate::DropReason::QueueFull).
+    ///
+    /// At least 1; 16384 by default; `A365_PER_REQUEST_MAX_PENDING_LOGS`.
+    #[must_use]
+    pub fn with_max_pending_logs(mut self, max: usize) -> Self {
+        self.max_pending_logs = max;
+        self
+    }
+
     /// In Cloudflare Workers, how many exports one request may cause before it is over: a full queue that leaves early,
     /// or spans that end after the local root. Each is a subrequest, of which a Worker has few.
     ///
@@ -274,6 +310,29 @@ impl Config {
     #[must_use]
     pub fn with_flush_trigger(mut self, trigger: FlushTrigger) -> Self {
         self.flush_trigger = trigger;
+        self
+    }
+
+    /// Metrics are collected and exported when a request ends, but at most once in this time. If a request ends earlier, it
+    /// happens when this time is over; in Cloudflare Workers kept alive by that request, or by the next one.
+    ///
+    /// In a Worker time is what its clock says, which stands still between two I/O operations. Zero is each time that a
+    /// request ends; 10 s by default, in Workers 1 s; `A365_PER_REQUEST_METRIC_INTERVAL_MS`, in milliseconds, where 0 and
+    /// below is zero.
+    #[must_use]
+    pub fn with_metric_interval(mut self, interval: Duration) -> Self {
+        self.metric_interval = interval;
+        self
+    }
+
+    /// Metrics are also collected and exported when so much time has passed since the last time, whether a request ends or
+    /// not. `None` is never.
+    ///
+    /// 60 s by default; `OTEL_METRIC_EXPORT_INTERVAL`, in milliseconds, where 0 and below is never. No effect in Cloudflare
+    /// Workers, where nothing runs between two events.
+    #[must_use]
+    pub fn with_metric_period(mut self, period: impl Into<Option<Duration>>) -> Self {
+        self.metric_period = period.into().unwrap_or_default();
         self
     }
 
@@ -313,6 +372,21 @@ impl Config {
         self.max_pending_spans
     }
 
+    /// See [`Config::with_max_pending_logs`].
+    pub fn max_pending_logs(&self) -> usize {
+        self.max_pending_logs
+    }
+
+    /// See [`Config::with_metric_interval`].
+    pub fn metric_interval(&self) -> Duration {
+        self.metric_interval
+    }
+
+    /// See [`Config::with_metric_period`].
+    pub fn metric_period(&self) -> Option<Duration> {
+        (!self.metric_period.is_zero()).then_some(self.metric_period)
+    }
+
     /// See [`Config::with_max_exports_per_request`].
     pub fn max_exports_per_request(&self) -> usize {
         self.max_exports_per_request
@@ -343,6 +417,10 @@ impl Config {
                 max_pending_spans: 0,
                 ..
             } => Err(ConfigError::MaxPendingSpansIsZero),
+            Self {
+                max_pending_logs: 0,
+                ..
+            } => Err(ConfigError::MaxPendingLogsIsZero),
             Self {
                 export_timeout: Duration::ZERO,
                 ..
@@ -380,6 +458,12 @@ impl<L: Fn(&str) -> Option<String>> Source<L> {
     fn millis(&self, name: &'static str, default: Duration) -> Duration {
         let default_ms = usize::try_from(default.as_millis()).unwrap_or(usize::MAX);
         Duration::from_millis(self.positive(name, default_ms) as u64)
+    }
+
+    /// In milliseconds, where 0 and below is none.
+    fn time(&self, name: &'static str, default: Duration) -> Duration {
+        let default_ms = usize::try_from(default.as_millis()).unwrap_or(usize::MAX);
+        Duration::from_millis(self.limit(name, default_ms) as u64)
     }
 
     fn trigger(&self, name: &'static str, default: FlushTrigger) -> FlushTrigger {

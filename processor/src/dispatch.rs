@@ -8,22 +8,25 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use lru::LruCache;
+use opentelemetry::Context;
 use opentelemetry::trace::{SpanId, TraceId};
-use opentelemetry::{Context, KeyValue};
 use opentelemetry_sdk::trace::SpanData;
 
 use crate::clock::Instant;
-use crate::config::{Config, FlushTrigger};
+use crate::config::Config;
 use crate::hash::IdHash;
 use crate::notices::{Example, Kind, Notices};
 use crate::registry::{Lookup, Registry, Requests, RootStart};
-use crate::request::{Allowance, Change, Request, RequestId, Schedule};
-use crate::stats::{DropReason, LateReason, Stats};
+use crate::request::{Allowance, Change, Next, QueueId, Request, RequestId, Schedule, Terms};
+#[cfg(feature = "logs")]
+use crate::signal::LogData;
+use crate::signal::{Item, Items, PerSignal, Signal, Signals};
+use crate::stats::{DropReason, LateReason, SignalStats, Stats};
 
-/// The attribute of a late span. Its value is a word of [`LateReason`].
-pub(crate) const LATE_ATTRIBUTE: &str = "per_request.late";
+#[cfg(feature = "metric-reader")]
+use collections::Collections;
 
-/// For how many traces late spans are kept apart.
+/// For how many traces what is late is kept apart.
 const LATE_TRACES: usize = 1024;
 
 /// How long a request that has used up its exports waits for the next one. Each wait is twice as long as the one before,
@@ -36,17 +39,37 @@ const REMEMBERED_LOSSES: NonZeroUsize = NonZeroUsize::MIN.saturating_add(1023);
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Dispatch {
-    max_batch_size: usize,
-    max_pending_spans: u64,
-    /// 0 is no limit.
+    terms: Terms,
+    /// Of each signal. 0 is no limit.
     max_concurrent_exports: usize,
-    trigger: FlushTrigger,
-    allowance: Allowance,
     mark_late: bool,
     fallback: Context,
 
     registry: Registry,
     late: Late,
+    lanes: PerSignal<Lane>,
+    in_flight: HashMap<u64, InFlight, IdHash>,
+    /// Batches that take a slot: those in flight, and those whose call into the exporter outlasts its deadline.
+    slots: HashMap<u64, Signal, IdHash>,
+    #[cfg(feature = "metric-reader")]
+    collections: Collections,
+
+    evicted_traces: u64,
+    next_id: u64,
+    flushes: Vec<Flush>,
+    finished: Vec<(u64, Report)>,
+    pub(crate) notices: Notices,
+    garbage: Garbage,
+    /// Batches made since the driver last looked.
+    batches_made: u64,
+    /// Whether the driver must be woken for new work. Set by the driver.
+    pub(crate) asleep: bool,
+}
+
+/// What there is of each signal. Nothing of one waits for another.
+#[derive(Debug)]
+struct Lane {
+    max_pending: u64,
     /// Requests whose queue the next tick takes, and some that were due and are no longer.
     due: VecDeque<RequestId>,
     /// Invariant: exactly the live requests whose schedule [waits](Schedule::waits).
@@ -54,68 +77,75 @@ pub(crate) struct Dispatch {
     /// Requests that have become [`Schedule::Paced`], with the time that each is to wait.
     paced: Vec<(RequestId, Duration)>,
     waiting: VecDeque<Batch>,
-    in_flight: HashMap<u64, InFlight, IdHash>,
-    /// Slots taken. More than `in_flight` when a call into the exporter outlasts its deadline.
     slots_taken: usize,
-
-    stats: Stats,
-    next_id: u64,
-    flushes: Vec<Flush>,
-    finished: Vec<(u64, Report)>,
+    stats: SignalStats,
     /// Losses that a flush of everything has reported already.
     reported: Losses,
     /// The traces that had losses last.
     lost_traces: LruCache<TraceId, LostTrace, IdHash>,
-    pub(crate) notices: Notices,
-    garbage: Garbage,
-    closed: bool,
-    /// How many spans the last batch had: a guess at how many the next one will have.
+    /// How many items the last batch had: a guess at how many the next one will have.
     usual_batch: usize,
-    /// Batches made since the driver last looked.
-    batches_made: u64,
-    /// Whether the driver must be woken for new work. Set by the driver.
-    pub(crate) asleep: bool,
+    closed: bool,
 }
 
-/// Late spans, to leave under the fallback context.
+/// What is to leave under the fallback context.
 #[derive(Debug)]
 enum Late {
     /// At the next tick, those of all traces.
-    Together(Vec<SpanData>),
+    Together(PerSignal<Items>),
     /// Those of each trace by themselves, with an allowance as a request has it. Named by [`RequestId::late`].
     #[cfg_attr(not(target_family = "wasm"), allow(dead_code))]
     ByTrace(LruCache<TraceId, Request, IdHash>),
 }
 
-/// Spans that leave together, under one context.
+/// What leaves together, under one context.
 #[derive(Debug)]
 pub(crate) struct Batch {
     pub(crate) id: u64,
     pub(crate) context: Context,
-    pub(crate) spans: Vec<SpanData>,
+    pub(crate) items: Items,
     origin: Origin,
 }
 
-/// Whose spans a batch holds.
+/// Whose a batch is.
 #[derive(Clone, Debug)]
 enum Origin {
     Request(RequestId),
-    /// Late spans: the trace of each.
+    /// No request's: the trace of each item.
     Late(Vec<TraceId>),
+    /// Everybody's.
+    #[cfg(feature = "metric-reader")]
+    Metrics,
 }
 
 #[derive(Debug)]
 struct InFlight {
-    spans: u64,
+    signal: Signal,
+    items: u64,
     origin: Origin,
     deadline: Option<Instant>,
+}
+
+/// Whose a log record is, by what is active where it was emitted.
+#[cfg(feature = "logs")]
+#[derive(Debug)]
+pub(crate) enum Emitted {
+    /// Nothing of this process is.
+    Outside,
+    Within {
+        trace: TraceId,
+        span: SpanId,
+        /// What it leaves under if its span is not recorded, so that nobody knows its request.
+        unrecorded: Option<Context>,
+    },
 }
 
 /// An export whose deadline has passed.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Overdue {
     pub(crate) id: u64,
-    pub(crate) spans: u64,
+    pub(crate) signal: Signal,
+    pub(crate) items: u64,
     pub(crate) by: Duration,
 }
 
@@ -142,13 +172,14 @@ pub(crate) enum Scope {
 #[derive(Debug)]
 pub(crate) struct Flush {
     id: u64,
+    signals: Signals,
     scope: Scope,
     remaining: usize,
     /// What had been reported of its scope before it began.
-    reported: Losses,
+    reported: PerSignal<Losses>,
 }
 
-/// Spans that did not arrive.
+/// What did not arrive.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Losses {
     pub(crate) failed: u64,
@@ -180,9 +211,10 @@ impl Losses {
 /// What a flush has to tell, and what no later one needs to tell again once somebody has heard it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Report {
+    /// Of all signals that it is about.
     pub(crate) losses: Losses,
     /// Whose losses, and up to which numbers. None if there is nothing to remember.
-    covers: Option<(Scope, Losses)>,
+    covers: Option<(Signals, Scope, PerSignal<Losses>)>,
 }
 
 /// The losses of one trace.
@@ -201,34 +233,28 @@ pub(crate) struct Garbage {
 
 impl Dispatch {
     pub(crate) fn new(config: &Config, fallback: Context, mark_late: bool) -> Self {
-        let mut lost_traces = LruCache::unbounded_with_hasher(IdHash::default());
-        lost_traces.resize(REMEMBERED_LOSSES);
         Self {
-            max_batch_size: config.max_batch_size(),
-            max_pending_spans: config.max_pending_spans() as u64,
+            terms: Terms {
+                trigger: config.flush_trigger(),
+                max_batch_size: config.max_batch_size(),
+                allowance: Allowance::default(),
+            },
             max_concurrent_exports: config.max_concurrent_exports(),
-            trigger: config.flush_trigger(),
-            allowance: Allowance::default(),
             mark_late,
             fallback,
             registry: Registry::new(config.max_traces(), config.max_spans_per_trace()),
-            late: Late::Together(Vec::new()),
-            due: VecDeque::new(),
-            held: HashSet::default(),
-            paced: Vec::new(),
-            waiting: VecDeque::new(),
+            late: Late::together(),
+            lanes: PerSignal::new(|signal| Lane::new(signal, config)),
             in_flight: HashMap::default(),
-            slots_taken: 0,
-            stats: Stats::default(),
+            slots: HashMap::default(),
+            #[cfg(feature = "metric-reader")]
+            collections: Collections::default(),
+            evicted_traces: 0,
             next_id: 0,
             flushes: Vec::new(),
             finished: Vec::new(),
-            reported: Losses::default(),
-            lost_traces,
             notices: Notices::default(),
             garbage: Garbage::default(),
-            closed: false,
-            usual_batch: 0,
             batches_made: 0,
             asleep: false,
         }
@@ -238,7 +264,7 @@ impl Dispatch {
 
     /// A local root starts, in this saved context.
     pub(crate) fn start_root(&mut self, id: RequestId, context: Context) {
-        if self.closed {
+        if self.is_closed(Signal::Spans) {
             self.garbage.contexts.push(context);
             return;
         }
@@ -250,14 +276,14 @@ impl Dispatch {
                 self.send_off_request(other, request);
             }
             RootStart::Evicted(trace, requests) => {
-                self.stats.evicted_traces += 1;
+                self.evicted_traces += 1;
                 self.send_off(trace, requests);
             }
         }
     }
 
     pub(crate) fn start_child(&mut self, trace: TraceId, parent: SpanId, span: SpanId) {
-        if self.closed {
+        if self.is_closed(Signal::Spans) {
             return;
         }
         if let Some((id, request)) = self.registry.start_child(trace, parent, span) {
@@ -271,56 +297,132 @@ impl Dispatch {
             return;
         };
         let (trace, id, sampled) = (context.trace_id(), context.span_id(), context.is_sampled());
+        let lane = &mut self.lanes[Signal::Spans];
         if sampled {
-            self.stats.ended += 1;
+            lane.stats.received += 1;
         }
-        if self.closed {
-            return self.refuse(sampled, DropReason::AlreadyShutdown, trace);
+        if lane.closed {
+            return self.refuse(Signal::Spans, sampled, DropReason::AlreadyShutdown, trace);
         }
-        let room = self.stats.pending() < self.max_pending_spans;
+        let room = lane.has_room();
         match self.registry.end(trace, id) {
             Lookup::Known(request) => {
                 request.open -= 1;
-                if id == request.root() {
-                    request.end_root(self.allowance);
+                let ends_root = id == request.root();
+                if ends_root {
+                    request.end_root(self.terms.allowance);
                 }
                 if sampled && room {
                     if let Some(span) = span.take() {
-                        request.push(span, self.usual_batch);
-                        self.stats.queued += 1;
+                        request.push(span, lane.usual_batch);
+                        lane.stats.queued += 1;
                     }
                 }
                 let root = request.root();
                 let id = RequestId { trace, root };
                 if request.open == 0 {
                     self.finish(id);
-                } else if request.queue.len() >= self.max_batch_size
-                    && request.may_leave(self.allowance)
-                {
-                    let (context, spans) = request.take_batch();
-                    self.enqueue(context, spans, Origin::Request(id));
-                } else if let Some(change) = request.replan(self.trigger, self.allowance) {
-                    self.apply(id, change);
+                } else {
+                    let next = request.next(Signal::Spans, self.terms);
+                    let others = ends_root && request.queue(Signal::Logs).is_some();
+                    self.follow(id.queue(Signal::Spans), next);
+                    if others {
+                        self.schedule(id.queue(Signal::Logs));
+                    }
+                    if ends_root {
+                        self.want_metrics();
+                    }
                 }
-                self.refuse(sampled && !room, DropReason::QueueFull, trace);
+                self.refuse(
+                    Signal::Spans,
+                    sampled && !room,
+                    DropReason::QueueFull,
+                    trace,
+                );
             }
-            Lookup::Refused => self.refuse(sampled, DropReason::MaxSpansPerTrace, trace),
-            Lookup::Late(reason) if sampled => {
-                self.stats.late.add(reason);
-                self.notices
-                    .note(Kind::Late(reason), 1, Example::Trace(trace));
-                match room {
-                    true => self.push_late(span.take(), reason),
-                    false => self.refuse(true, DropReason::QueueFull, trace),
-                }
+            Lookup::Refused => {
+                self.refuse(Signal::Spans, sampled, DropReason::MaxSpansPerTrace, trace)
             }
+            Lookup::Late(reason) if sampled => self.take_in_late(span, trace, room, Some(reason)),
             Lookup::Late(_) => {}
+        }
+    }
+
+    /// A log record is emitted. It is taken out of `log` unless it is to be dropped, which is then the caller's to do.
+    #[cfg(feature = "logs")]
+    pub(crate) fn emit(&mut self, log: &mut Option<LogData>, of: Emitted) {
+        let lane = &mut self.lanes[Signal::Logs];
+        lane.stats.received += 1;
+        let (room, closed, usual) = (lane.has_room(), lane.closed, lane.usual_batch);
+        let (trace, span, unrecorded) = match of {
+            Emitted::Within {
+                trace,
+                span,
+                unrecorded,
+            } => (trace, span, unrecorded),
+            Emitted::Outside => (TraceId::INVALID, SpanId::INVALID, None),
+        };
+        if closed {
+            self.garbage.contexts.extend(unrecorded);
+            return self.refuse(Signal::Logs, true, DropReason::AlreadyShutdown, trace);
+        }
+        let late = match self.registry.find(trace, span) {
+            Ok(request) => {
+                self.garbage.contexts.extend(unrecorded);
+                let id = RequestId {
+                    trace,
+                    root: request.root(),
+                };
+                if let Some(log) = log.take_if(|_| room) {
+                    request.push(log, usual);
+                    self.lanes[Signal::Logs].stats.queued += 1;
+                    let next = request.next(Signal::Logs, self.terms);
+                    self.follow(id.queue(Signal::Logs), next);
+                } else {
+                    self.refuse(Signal::Logs, true, DropReason::QueueFull, trace);
+                }
+                return;
+            }
+            Err(_) if trace == TraceId::INVALID => None,
+            Err(reason) => Some(reason),
+        };
+        match unrecorded {
+            Some(context) if room => {
+                // By itself: nothing proves that another record is of the same request.
+                if let Some(log) = log.take() {
+                    self.lanes[Signal::Logs].stats.queued += 1;
+                    self.enqueue(context, Items::Logs(vec![log]), Origin::Late(vec![trace]));
+                }
+            }
+            unrecorded => {
+                self.garbage.contexts.extend(unrecorded);
+                self.take_in_late(log, trace, room, late);
+            }
+        }
+    }
+
+    /// What belongs to no live request, as far as anybody knows. It is late if it should.
+    fn take_in_late<T: Item>(
+        &mut self,
+        item: &mut Option<T>,
+        trace: TraceId,
+        room: bool,
+        late: Option<LateReason>,
+    ) {
+        if let Some(reason) = late {
+            self.lanes[T::SIGNAL].stats.late.add(reason);
+            let kind = Kind::Late(T::SIGNAL, reason);
+            self.notices.note(kind, 1, Example::Trace(trace));
+        }
+        match item.take_if(|_| room) {
+            Some(item) => self.push_late(item, late),
+            None => self.refuse(T::SIGNAL, true, DropReason::QueueFull, trace),
         }
     }
 
     /// Keeps a request open with a child that is no span.
     pub(crate) fn hold(&mut self, trace: TraceId, parent: SpanId, hold: SpanId) {
-        if !self.closed {
+        if !self.is_closed(Signal::Spans) {
             self.registry.hold(trace, parent, hold);
         }
     }
@@ -336,49 +438,49 @@ impl Dispatch {
         }
     }
 
-    /// Counts a span that is not taken. An unsampled one was never counted as ended.
-    fn refuse(&mut self, counts: bool, reason: DropReason, trace: TraceId) {
-        if counts && reason == DropReason::QueueFull && self.stats.queued == self.stats.pending() {
-            // All that is pending waits for local roots to end. Nothing would ever make room, so it leaves now.
-            self.take_all_queues();
-        }
-        if counts {
-            self.note_drop(reason, 1, trace);
-            self.note_loss(trace, Losses::dropped(1));
-        }
-    }
-
-    fn note_drop(&mut self, reason: DropReason, spans: u64, trace: TraceId) {
-        self.stats.dropped.add(reason, spans);
-        self.notices
-            .note(Kind::Dropped(reason), spans, Example::Trace(trace));
-    }
-
-    fn push_late(&mut self, span: Option<SpanData>, reason: LateReason) {
-        let Some(mut span) = span else {
+    /// Counts an item that is not taken. An unsampled span was never counted as ended.
+    fn refuse(&mut self, signal: Signal, counts: bool, reason: DropReason, trace: TraceId) {
+        if !counts {
             return;
-        };
-        if self.mark_late {
-            span.attributes
-                .push(KeyValue::new(LATE_ATTRIBUTE, reason.as_str()));
         }
-        self.stats.queued += 1;
-        let trace = span.span_context.trace_id();
+        let stats = &self.lanes[signal].stats;
+        if reason == DropReason::QueueFull && stats.queued == stats.pending() {
+            // All that is pending waits for local roots to end. Nothing would ever make room, so it leaves now.
+            self.take_all_queues(signal);
+        }
+        self.note_drop(signal, reason, 1, trace);
+        self.lanes[signal].note_loss(trace, Losses::dropped(1));
+    }
+
+    fn note_drop(&mut self, signal: Signal, reason: DropReason, items: u64, trace: TraceId) {
+        self.lanes[signal].stats.dropped.add(reason, items);
+        let kind = Kind::Dropped(signal, reason);
+        self.notices.note(kind, items, Example::Trace(trace));
+    }
+
+    fn push_late<T: Item>(&mut self, mut item: T, late: Option<LateReason>) {
+        if let Some(reason) = late.filter(|_| self.mark_late) {
+            item.mark_late(reason);
+        }
+        let signal = T::SIGNAL;
+        self.lanes[signal].stats.queued += 1;
         match &mut self.late {
-            Late::Together(spans) => {
-                spans.push(span);
-                if spans.len() >= self.max_batch_size {
-                    self.take_late();
+            Late::Together(lists) => {
+                let list = &mut lists[signal];
+                list.push(item, 1);
+                if list.len() >= self.terms.max_batch_size {
+                    self.take_late(signal);
                 }
             }
-            Late::ByTrace(_) => self.push_late_of_trace(trace, span),
+            Late::ByTrace(_) => self.push_late_of_trace(item),
         }
     }
 
-    fn push_late_of_trace(&mut self, trace: TraceId, span: SpanData) {
+    fn push_late_of_trace<T: Item>(&mut self, item: T) {
         let Late::ByTrace(traces) = &mut self.late else {
             return;
         };
+        let trace = item.trace();
         if !traces.contains(&trace) {
             let forgotten = match traces.len() >= LATE_TRACES {
                 true => traces.pop_lru(),
@@ -392,19 +494,17 @@ impl Dispatch {
             }
         }
         let id = RequestId::late(trace);
-        let usual_batch = self.usual_batch;
-        let (full, allowance) = (self.max_batch_size, self.allowance);
+        let usual_batch = self.lanes[T::SIGNAL].usual_batch;
+        let terms = self.terms;
         let Some(request) = self.request(id) else {
             return;
         };
-        request.push(span, usual_batch);
-        match request.queue.len() >= full && request.may_leave(allowance) {
-            true => self.take_queue(id),
-            false => self.schedule(id),
-        }
+        request.push(item, usual_batch);
+        let next = request.next(T::SIGNAL, terms);
+        self.follow(id.queue(T::SIGNAL), next);
     }
 
-    /// What a batch, or a plan, is for: a live request, or the late spans of a trace.
+    /// What a batch, or a plan, is for: a live request, or what is late of a trace.
     fn request(&mut self, id: RequestId) -> Option<&mut Request> {
         match &mut self.late {
             Late::ByTrace(traces) if id.is_late() => traces.get_mut(&id.trace),
@@ -418,7 +518,14 @@ impl Dispatch {
     fn finish(&mut self, id: RequestId) {
         if let Some(request) = self.registry.release(id) {
             self.send_off_request(id, request);
+            self.want_metrics();
         }
+    }
+
+    /// A request has come to its end, or its root has: a time to collect metrics, if nobody did a moment ago.
+    fn want_metrics(&mut self) {
+        #[cfg(feature = "metric-reader")]
+        self.collections.want();
     }
 
     fn send_off(&mut self, trace: TraceId, requests: Requests) {
@@ -432,85 +539,115 @@ impl Dispatch {
     }
 
     fn send_off_request(&mut self, id: RequestId, request: Request) {
-        if request.schedule.waits() {
-            self.held.remove(&id);
+        let (context, queues) = request.into_parts();
+        // The last batch takes the context itself, so that a copy is made only where there are several.
+        let mut context = Some(context);
+        let mut queues = queues.peekable();
+        while let Some(queue) = queues.next() {
+            let signal = queue.signal();
+            if queue.schedule.waits() {
+                self.lanes[signal].held.remove(&id);
+            }
+            if queue.is_empty() {
+                continue;
+            }
+            let context = match queues.peek().is_some_and(|other| !other.is_empty()) {
+                true => context.clone(),
+                false => context.take(),
+            };
+            if let Some(context) = context {
+                self.enqueue(context, queue.into_items(), Origin::Request(id));
+            }
         }
-        match request.queue.is_empty() {
-            true => self.garbage.contexts.push(request.context),
-            false => self.enqueue(request.context, request.queue, Origin::Request(id)),
-        }
+        self.garbage.contexts.extend(context);
     }
 
     /// Plans when a live request's queue leaves, if that has changed.
-    fn schedule(&mut self, id: RequestId) {
-        let (trigger, allowance) = (self.trigger, self.allowance);
-        let request = self.request(id);
-        if let Some(change) = request.and_then(|r| r.replan(trigger, allowance)) {
+    fn schedule(&mut self, id: QueueId) {
+        let terms = self.terms;
+        let request = self.request(id.request);
+        if let Some(change) = request.and_then(|r| r.plan(id.signal, terms)) {
             self.apply(id, change);
         }
     }
 
-    fn apply(&mut self, id: RequestId, change: Change) {
+    fn follow(&mut self, id: QueueId, next: Next) {
+        match next {
+            Next::Leave(context, items) => {
+                self.enqueue(context, items, Origin::Request(id.request));
+            }
+            Next::Plan(change) => self.apply(id, change),
+            Next::Nothing => {}
+        }
+    }
+
+    fn apply(&mut self, id: QueueId, change: Change) {
+        let request = id.request;
+        let lane = &mut self.lanes[id.signal];
         if change.from.waits() && !change.to.waits() {
-            self.held.remove(&id);
+            lane.held.remove(&request);
         }
         match change.to {
-            Schedule::Due => self.due.push_back(id),
+            Schedule::Due => lane.due.push_back(request),
             Schedule::Held => {
-                self.held.insert(id);
+                lane.held.insert(request);
             }
             Schedule::Paced => {
-                self.held.insert(id);
-                let spent = self.request(id).map_or(0, |request| request.exports);
-                let over = spent.saturating_sub(self.allowance.exports);
-                self.paced.push((id, PACE * (1 << over.min(5))));
+                lane.held.insert(request);
+                let queue = self.request(request).and_then(|r| r.queue(id.signal));
+                let spent = queue.map_or(0, |queue| queue.exports);
+                let over = spent.saturating_sub(self.terms.allowance.exports);
+                let pause = PACE * (1 << over.min(5));
+                self.lanes[id.signal].paced.push((request, pause));
             }
             Schedule::Idle => {}
         }
     }
 
     /// Makes a batch of all that a live request has queued.
-    fn take_queue(&mut self, id: RequestId) {
-        if let Some(request) = self.request(id) {
-            if !request.queue.is_empty() {
-                let (context, spans) = request.take_batch();
-                self.enqueue(context, spans, Origin::Request(id));
-            }
+    fn take_queue(&mut self, id: QueueId) {
+        let request = self.request(id.request);
+        if let Some((context, items)) = request.and_then(|r| r.take_batch(id.signal)) {
+            self.enqueue(context, items, Origin::Request(id.request));
         }
     }
 
     /// Makes batches of all queues of live requests.
-    fn take_all_queues(&mut self) {
-        // A queue with spans is due or held.
-        let due: Vec<RequestId> = self.due.iter().copied().collect();
-        let held: Vec<RequestId> = self.held.iter().copied().collect();
-        due.into_iter()
-            .chain(held)
-            .for_each(|id| self.take_queue(id));
+    fn take_all_queues(&mut self, signal: Signal) {
+        // A queue with something in it is due or held.
+        let lane = &self.lanes[signal];
+        let all: Vec<RequestId> = lane.due.iter().chain(&lane.held).copied().collect();
+        all.into_iter()
+            .for_each(|id| self.take_queue(id.queue(signal)));
     }
 
-    fn take_late(&mut self) {
-        let spans = match &mut self.late {
-            Late::Together(spans) if !spans.is_empty() => std::mem::take(spans),
+    fn take_late(&mut self, signal: Signal) {
+        let items = match &mut self.late {
+            Late::Together(lists) if !lists[signal].is_empty() => lists[signal].take(),
             _ => return,
         };
-        let traces = spans.iter().map(|s| s.span_context.trace_id()).collect();
-        self.enqueue(self.fallback.clone(), spans, Origin::Late(traces));
+        let traces = items.traces();
+        self.enqueue(self.fallback.clone(), items, Origin::Late(traces));
     }
 
-    fn enqueue(&mut self, context: Context, spans: Vec<SpanData>, origin: Origin) {
-        let count = spans.len() as u64;
-        self.stats.queued -= count;
-        self.stats.waiting += count;
+    fn enqueue(&mut self, context: Context, items: Items, origin: Origin) {
         let id = self.new_id();
-        self.batches_made += 1;
-        self.usual_batch = spans.len();
-        self.waiting.push_back(Batch {
+        let lane = &mut self.lanes[items.signal()];
+        lane.stats.queued -= items.len() as u64;
+        lane.usual_batch = items.len();
+        self.line_up(Batch {
             id,
             context,
-            spans,
+            items,
             origin,
         });
+    }
+
+    fn line_up(&mut self, batch: Batch) {
+        self.batches_made += 1;
+        let lane = &mut self.lanes[batch.items.signal()];
+        lane.stats.waiting += batch.items.len() as u64;
+        lane.waiting.push_back(batch);
     }
 
     /// A number that no batch and no flush has.
@@ -519,42 +656,64 @@ impl Dispatch {
         self.next_id
     }
 
-    /// Takes the queues of at most `limit` requests that are due, and the late spans.
+    /// Takes the queues of at most `limit` requests that are due, of each signal, and what is late.
     pub(crate) fn tick(&mut self, limit: usize) {
-        for _ in 0..limit {
-            let Some(id) = self.due.pop_front() else {
-                break;
-            };
-            let request = self.request(id);
-            let Some(request) = request.filter(|r| r.schedule == Schedule::Due) else {
-                continue;
-            };
-            request.schedule = Schedule::Idle;
-            match request.exporting > 0 {
-                true => self.schedule(id),
-                false => self.take_queue(id),
+        for signal in Signal::QUEUED {
+            for _ in 0..limit {
+                let Some(request) = self.lanes[signal].due.pop_front() else {
+                    break;
+                };
+                self.take_due(request.queue(signal));
             }
+            self.take_late(signal);
         }
-        self.take_late();
+    }
+
+    fn take_due(&mut self, id: QueueId) {
+        let request = self.request(id.request);
+        let queue = request.and_then(|request| request.queue_mut(id.signal));
+        let Some(queue) = queue.filter(|queue| queue.schedule == Schedule::Due) else {
+            return;
+        };
+        queue.schedule = Schedule::Idle;
+        match queue.exporting > 0 {
+            true => self.schedule(id),
+            false => self.take_queue(id),
+        }
     }
 
     // ----- from batches to the exporter -----
 
-    /// The next batch to export, if there is one and a slot for it.
+    /// The next batch to export, if there is one and a slot for it: of all signals the oldest.
     pub(crate) fn next_batch(&mut self, deadline: Option<Instant>) -> Option<Batch> {
-        if !self.has_slot() {
-            return None;
-        }
-        let batch = self.waiting.pop_front()?;
-        let spans = batch.spans.len() as u64;
-        self.stats.waiting -= spans;
-        self.stats.in_flight += spans;
-        self.stats.exports += 1;
-        self.slots_taken += 1;
+        let ready = Signal::ALL.into_iter().filter_map(|signal| {
+            let lane = &self.lanes[signal];
+            let oldest = lane.waiting.front().filter(|_| self.has_slot(signal))?;
+            Some((oldest.id, signal))
+        });
+        let (_, signal) = ready.min_by_key(|(oldest, _)| *oldest)?;
+        self.next_batch_at(signal, 0, deadline)
+    }
+
+    fn next_batch_at(
+        &mut self,
+        signal: Signal,
+        place: usize,
+        deadline: Option<Instant>,
+    ) -> Option<Batch> {
+        let lane = &mut self.lanes[signal];
+        let batch = lane.waiting.remove(place)?;
+        let items = batch.items.len() as u64;
+        lane.stats.waiting -= items;
+        lane.stats.in_flight += items;
+        lane.stats.exports += 1;
+        lane.slots_taken += 1;
+        self.slots.insert(batch.id, signal);
         self.in_flight.insert(
             batch.id,
             InFlight {
-                spans,
+                signal,
+                items,
                 origin: batch.origin.clone(),
                 deadline,
             },
@@ -562,13 +721,16 @@ impl Dispatch {
         Some(batch)
     }
 
-    fn has_slot(&self) -> bool {
-        self.max_concurrent_exports == 0 || self.slots_taken < self.max_concurrent_exports
+    fn has_slot(&self, signal: Signal) -> bool {
+        let max = self.max_concurrent_exports;
+        max == 0 || self.lanes[signal].slots_taken < max
     }
 
     /// The exporter is done with a batch: its slot is free, and it is accounted for, unless that happened at its deadline.
     pub(crate) fn complete(&mut self, id: u64, outcome: Outcome) {
-        self.slots_taken -= 1;
+        if let Some(signal) = self.slots.remove(&id) {
+            self.lanes[signal].slots_taken -= 1;
+        }
         self.account(id, outcome);
     }
 
@@ -576,8 +738,12 @@ impl Dispatch {
     pub(crate) fn overdue(&self, now: Instant) -> Vec<Overdue> {
         let overdue = |(id, flight): (&u64, &InFlight)| {
             let by = now.checked_duration_since(flight.deadline?)?;
-            let (id, spans) = (*id, flight.spans);
-            Some(Overdue { id, spans, by })
+            Some(Overdue {
+                id: *id,
+                signal: flight.signal,
+                items: flight.items,
+                by,
+            })
         };
         self.in_flight.iter().filter_map(overdue).collect()
     }
@@ -590,14 +756,15 @@ impl Dispatch {
 
     fn account(&mut self, id: u64, outcome: Outcome) {
         if let Some(flight) = self.in_flight.remove(&id) {
-            self.stats.in_flight -= flight.spans;
-            self.settle(id, flight.spans, flight.origin, outcome);
+            self.lanes[flight.signal].stats.in_flight -= flight.items;
+            self.settle(id, flight.signal, flight.items, flight.origin, outcome);
         }
     }
 
-    /// How many spans an export holds that is under way and not yet accounted for.
-    pub(crate) fn in_flight(&self, id: u64) -> Option<u64> {
-        self.in_flight.get(&id).map(|flight| flight.spans)
+    /// What an export holds that is under way and not yet accounted for, and how many.
+    pub(crate) fn in_flight(&self, id: u64) -> Option<(Signal, u64)> {
+        let flight = self.in_flight.get(&id)?;
+        Some((flight.signal, flight.items))
     }
 
     /// The next deadline of an export.
@@ -605,40 +772,47 @@ impl Dispatch {
         self.in_flight.values().filter_map(|f| f.deadline).min()
     }
 
-    fn settle(&mut self, id: u64, spans: u64, origin: Origin, outcome: Outcome) {
+    fn settle(&mut self, id: u64, signal: Signal, items: u64, origin: Origin, outcome: Outcome) {
+        let lane = &mut self.lanes[signal];
         match outcome {
-            Outcome::Exported => self.stats.exported += spans,
-            Outcome::Failed => self.stats.failed += spans,
+            Outcome::Exported => lane.stats.exported += items,
+            Outcome::Failed => lane.stats.failed += items,
             Outcome::TimedOut => {
-                self.stats.failed += spans;
-                self.stats.timed_out_exports += 1;
+                lane.stats.failed += items;
+                lane.stats.timed_out_exports += 1;
             }
-            Outcome::Dropped(reason) => self.note_drop(reason, spans, origin.trace()),
+            Outcome::Dropped(reason) => self.note_drop(signal, reason, items, origin.trace()),
         }
+        let lane = &mut self.lanes[signal];
         match outcome {
             Outcome::Exported => {}
-            Outcome::Failed | Outcome::TimedOut => self.note_losses(&origin, spans, Losses::failed),
-            Outcome::Dropped(_) => self.note_losses(&origin, spans, Losses::dropped),
+            Outcome::Failed | Outcome::TimedOut => lane.note_losses(&origin, items, Losses::failed),
+            Outcome::Dropped(_) => lane.note_losses(&origin, items, Losses::dropped),
         }
-        self.advance_flushes(id, &origin);
-        if let Origin::Request(id) = origin {
-            if let Some(request) = self.request(id) {
-                request.exporting = request.exporting.saturating_sub(1);
-                self.schedule(id);
+        self.advance_flushes(id, signal, &origin);
+        match origin {
+            Origin::Request(request) => {
+                let id = request.queue(signal);
+                let request = self.request(request);
+                if let Some(queue) = request.and_then(|request| request.queue_mut(signal)) {
+                    queue.exporting = queue.exporting.saturating_sub(1);
+                    self.schedule(id);
+                }
             }
+            Origin::Late(_) => {}
+            #[cfg(feature = "metric-reader")]
+            Origin::Metrics => self.collections.look_again(),
         }
     }
 
     // ----- flush -----
 
     /// Makes batches of all that is queued in this scope, and watches all its batches until they are done.
-    pub(crate) fn begin_flush(&mut self, scope: Scope) -> u64 {
-        let mut flush = self.open_flush(scope);
-        let waiting = self.waiting.iter().map(|batch| &batch.origin);
-        let in_flight = self.in_flight.values().map(|flight| &flight.origin);
-        flush.remaining = waiting
-            .chain(in_flight)
-            .filter(|origin| scope.covers(origin))
+    pub(crate) fn begin_flush(&mut self, signals: Signals, scope: Scope) -> u64 {
+        let mut flush = self.open_flush(signals, scope);
+        flush.remaining = self
+            .pending_batches()
+            .filter(|(_, signal, origin)| flush.covers(*signal, origin))
             .count();
         let id = flush.id;
         self.flushes.push(flush);
@@ -647,35 +821,53 @@ impl Dispatch {
     }
 
     /// The same for somebody who asks whether it is done, and is not told.
-    pub(crate) fn open_flush(&mut self, scope: Scope) -> Flush {
-        match scope {
-            Scope::All => self.take_all_queues(),
-            Scope::Trace(trace) => {
-                for id in self.registry.roots(trace) {
-                    self.take_queue(id);
+    pub(crate) fn open_flush(&mut self, signals: Signals, scope: Scope) -> Flush {
+        for signal in Signal::QUEUED.into_iter().filter(|s| signals.contains(*s)) {
+            match scope {
+                Scope::All => self.take_all_queues(signal),
+                Scope::Trace(trace) => {
+                    for id in self.registry.roots(trace) {
+                        self.take_queue(id.queue(signal));
+                    }
+                    self.take_queue(RequestId::late(trace).queue(signal));
                 }
-                self.take_queue(RequestId::late(trace));
+                #[cfg(any(test, target_family = "wasm"))]
+                Scope::Request(id) => self.take_queue(id.queue(signal)),
             }
-            #[cfg(any(test, target_family = "wasm"))]
-            Scope::Request(id) => self.take_queue(id),
-        }
-        if self.late.covered_by(scope) {
-            self.take_late();
+            if self.late.covered_by(signal, scope) {
+                self.take_late(signal);
+            }
         }
         Flush {
             id: self.new_id(),
+            signals,
             scope,
             remaining: 0,
-            reported: match scope.trace() {
-                None => self.reported,
-                Some(trace) => self.lost_trace(trace).reported,
-            },
+            reported: PerSignal::new(|signal| match scope.trace() {
+                None => self.lanes[signal].reported,
+                Some(trace) => self.lanes[signal].lost_trace(trace).reported,
+            }),
         }
     }
 
-    fn advance_flushes(&mut self, batch: u64, origin: &Origin) {
+    /// Batches that are not accounted for, and those that metrics are being collected for.
+    fn pending_batches(&self) -> impl Iterator<Item = (u64, Signal, &Origin)> {
+        let waiting = self.lanes.iter().flat_map(|lane| &lane.waiting);
+        let waiting = waiting.map(|batch| (batch.id, batch.items.signal(), &batch.origin));
+        let in_flight = self.in_flight.iter();
+        let in_flight = in_flight.map(|(id, flight)| (*id, flight.signal, &flight.origin));
+        let pending = waiting.chain(in_flight);
+        #[cfg(feature = "metric-reader")]
+        let pending = {
+            let collecting = self.collections.under_way();
+            pending.chain(collecting.map(|id| (id, Signal::Metrics, &Origin::Metrics)))
+        };
+        pending
+    }
+
+    fn advance_flushes(&mut self, batch: u64, signal: Signal, origin: &Origin) {
         for flush in &mut self.flushes {
-            if batch < flush.id && flush.scope.covers(origin) {
+            if batch < flush.id && flush.covers(signal, origin) {
                 flush.remaining -= 1;
             }
         }
@@ -693,37 +885,40 @@ impl Dispatch {
 
     /// What a flush has to report: everything lost since the last flush of its scope that was heard.
     fn report_of(&self, flush: &Flush) -> Report {
-        let total = match flush.scope.trace() {
-            None => Losses {
-                failed: self.stats.failed,
-                dropped: self.stats.dropped.total(),
-            },
-            Some(trace) => self.lost_trace(trace).total,
-        };
+        let total = PerSignal::new(|signal| {
+            let lane = &self.lanes[signal];
+            match flush.scope.trace() {
+                None => lane.losses(),
+                Some(trace) => lane.lost_trace(trace).total,
+            }
+        });
+        let mut losses = Losses::default();
+        for signal in flush.signals.iter() {
+            losses.add(total[signal].minus(flush.reported[signal]));
+        }
         Report {
-            losses: total.minus(flush.reported),
-            covers: Some((flush.scope, total)),
+            losses,
+            covers: Some((flush.signals, flush.scope, total)),
         }
     }
 
     /// Somebody has heard a report.
     pub(crate) fn mark_reported(&mut self, report: &Report) {
-        let Some((scope, total)) = report.covers else {
+        let Some((signals, scope, total)) = report.covers else {
             return;
         };
-        let reported = match scope.trace() {
-            None => &mut self.reported,
-            Some(trace) => match self.lost_traces.get_mut(&trace) {
-                Some(lost) => &mut lost.reported,
-                None => return,
-            },
-        };
-        reported.failed = reported.failed.max(total.failed);
-        reported.dropped = reported.dropped.max(total.dropped);
-    }
-
-    fn lost_trace(&self, trace: TraceId) -> LostTrace {
-        self.lost_traces.peek(&trace).copied().unwrap_or_default()
+        for signal in signals.iter() {
+            let lane = &mut self.lanes[signal];
+            let reported = match scope.trace() {
+                None => &mut lane.reported,
+                Some(trace) => match lane.lost_traces.get_mut(&trace) {
+                    Some(lost) => &mut lost.reported,
+                    None => continue,
+                },
+            };
+            reported.failed = reported.failed.max(total[signal].failed);
+            reported.dropped = reported.dropped.max(total[signal].dropped);
+        }
     }
 
     /// Gives up a flush whose caller no longer waits.
@@ -737,59 +932,60 @@ impl Dispatch {
         std::mem::take(&mut self.finished)
     }
 
-    fn note_loss(&mut self, trace: TraceId, loss: Losses) {
-        self.lost_traces
-            .get_or_insert_mut(trace, LostTrace::default)
-            .total
-            .add(loss);
-    }
-
-    fn note_losses(&mut self, origin: &Origin, spans: u64, loss: fn(u64) -> Losses) {
-        match origin {
-            Origin::Request(id) => self.note_loss(id.trace, loss(spans)),
-            Origin::Late(traces) => traces.iter().for_each(|t| self.note_loss(*t, loss(1))),
-        }
-    }
-
     // ----- shutdown -----
 
-    /// No more spans. What is queued leaves; all saved contexts that are not needed for that are given up.
-    pub(crate) fn close(&mut self) {
-        self.closed = true;
-        for (trace, requests) in self.registry.clear() {
-            self.send_off(trace, requests);
+    /// No more of this signal. What is queued leaves. Without spans no request can be known any more, so with them all saved
+    /// contexts are given up that are not needed for what is on its way.
+    pub(crate) fn close(&mut self, signal: Signal) {
+        self.lanes[signal].closed = true;
+        match signal {
+            Signal::Spans => {
+                for (trace, requests) in self.registry.clear() {
+                    self.send_off(trace, requests);
+                }
+            }
+            Signal::Logs | Signal::Metrics => self.take_all_queues(signal),
         }
-        self.take_late();
-        for (trace, request) in self.late.clear() {
-            self.send_off_request(RequestId::late(trace), request);
+        self.take_late(signal);
+        for trace in self.late.traces() {
+            self.take_queue(RequestId::late(trace).queue(signal));
         }
-        self.due.clear();
+        self.lanes[signal].due.clear();
     }
 
-    /// Drops what still waits for an export.
-    pub(crate) fn abandon(&mut self) {
-        while let Some(batch) = self.waiting.pop_front() {
-            let spans = batch.spans.len() as u64;
-            self.stats.waiting -= spans;
-            self.settle(
-                batch.id,
-                spans,
-                batch.origin.clone(),
-                Outcome::Dropped(DropReason::ShutdownTimeout),
-            );
+    /// Drops what of this signal still waits for an export.
+    pub(crate) fn abandon(&mut self, signal: Signal) {
+        while let Some(batch) = self.lanes[signal].waiting.pop_front() {
+            let items = batch.items.len() as u64;
+            self.lanes[signal].stats.waiting -= items;
+            let dropped = Outcome::Dropped(DropReason::ShutdownTimeout);
+            self.settle(batch.id, signal, items, batch.origin.clone(), dropped);
             self.garbage.batches.push(batch);
+        }
+        #[cfg(feature = "metric-reader")]
+        if signal == Signal::Metrics {
+            self.abandon_collections();
         }
     }
 
     // ----- questions -----
 
-    pub(crate) fn is_closed(&self) -> bool {
-        self.closed
+    pub(crate) fn is_closed(&self, signal: Signal) -> bool {
+        self.lanes[signal].closed
     }
 
-    /// Whether nothing is pending. The exporter may still hold on to a batch whose deadline has passed.
-    pub(crate) fn is_drained(&self) -> bool {
-        self.stats.pending() == 0
+    /// Whether nothing of this signal is pending. The exporter may still hold on to a batch whose deadline has passed.
+    pub(crate) fn is_drained(&self, signal: Signal) -> bool {
+        self.lanes[signal].stats.pending() == 0 && !self.is_collecting(signal)
+    }
+
+    fn is_collecting(&self, signal: Signal) -> bool {
+        #[cfg(feature = "metric-reader")]
+        if signal == Signal::Metrics {
+            return self.collections.under_way().next().is_some();
+        }
+        let _ = signal;
+        false
     }
 
     pub(crate) fn has_garbage(&self) -> bool {
@@ -809,22 +1005,34 @@ impl Dispatch {
 
     /// Whether no batch waits for the exporter or is with it.
     pub(crate) fn is_quiet(&self) -> bool {
-        self.stats.waiting + self.stats.in_flight == 0
+        let mut lanes = self.lanes.iter();
+        lanes.all(|lane| lane.stats.waiting + lane.stats.in_flight == 0)
     }
 
-    /// How many queues are to be taken, at most.
+    /// How many queues are to be taken of one signal, at most.
     pub(crate) fn due(&self) -> usize {
-        self.due.len()
+        let due = self.lanes.iter().map(|lane| lane.due.len());
+        due.max().unwrap_or_default()
     }
 
     /// Whether a batch could go to the exporter now.
     pub(crate) fn has_ready_batch(&self) -> bool {
-        !self.waiting.is_empty() && self.has_slot()
+        let mut signals = Signal::ALL.into_iter();
+        signals.any(|signal| !self.lanes[signal].waiting.is_empty() && self.has_slot(signal))
     }
 
-    /// Whether there is something new for the driver: a queue that is due, or a batch.
+    /// Whether there is something new for the driver: a queue that is due, a batch, or a time to collect metrics.
     pub(crate) fn has_news(&self) -> bool {
-        self.batches_made > 0 || !self.due.is_empty() || self.late.is_due() || self.has_garbage()
+        let due = |lane: &Lane| !lane.due.is_empty();
+        #[cfg(feature = "metric-reader")]
+        let wanted = self.collections.has_news();
+        #[cfg(not(feature = "metric-reader"))]
+        let wanted = false;
+        self.batches_made > 0
+            || self.lanes.iter().any(due)
+            || self.late.is_due()
+            || wanted
+            || self.has_garbage()
     }
 
     /// Whether the driver sleeps while there is something new for it. Says so once.
@@ -842,41 +1050,110 @@ impl Dispatch {
     }
 
     pub(crate) fn stats(&self) -> Stats {
-        let mut stats = self.stats.clone();
-        stats.traces = self.registry.len() as u64;
-        stats
+        let [spans, logs, metrics] = Signal::ALL.map(|signal| &self.lanes[signal].stats);
+        let traces = self.registry.len() as u64;
+        Stats::new(spans, logs, metrics, traces, self.evicted_traces)
     }
 
     #[cfg(feature = "metrics")]
-    pub(crate) fn max_pending_spans(&self) -> u64 {
-        self.max_pending_spans
+    pub(crate) fn max_pending(&self, signal: Signal) -> u64 {
+        self.lanes[signal].max_pending
+    }
+}
+
+// ===== impl Lane =====
+
+impl Lane {
+    fn new(signal: Signal, config: &Config) -> Self {
+        let mut lost_traces = LruCache::unbounded_with_hasher(IdHash::default());
+        lost_traces.resize(REMEMBERED_LOSSES);
+        let max_pending = match signal {
+            Signal::Spans => config.max_pending_spans(),
+            Signal::Logs => config.max_pending_logs(),
+            // Not by data points: see `Collections`.
+            Signal::Metrics => usize::MAX,
+        };
+        Self {
+            max_pending: max_pending as u64,
+            due: VecDeque::new(),
+            held: HashSet::default(),
+            paced: Vec::new(),
+            waiting: VecDeque::new(),
+            slots_taken: 0,
+            stats: SignalStats::default(),
+            reported: Losses::default(),
+            lost_traces,
+            usual_batch: 0,
+            closed: false,
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        self.stats.pending() < self.max_pending
+    }
+
+    /// Everything that was ever lost.
+    fn losses(&self) -> Losses {
+        Losses {
+            failed: self.stats.failed,
+            dropped: self.stats.dropped.total(),
+        }
+    }
+
+    fn lost_trace(&self, trace: TraceId) -> LostTrace {
+        self.lost_traces.peek(&trace).copied().unwrap_or_default()
+    }
+
+    fn note_loss(&mut self, trace: TraceId, loss: Losses) {
+        self.lost_traces
+            .get_or_insert_mut(trace, LostTrace::default)
+            .total
+            .add(loss);
+    }
+
+    fn note_losses(&mut self, origin: &Origin, items: u64, loss: fn(u64) -> Losses) {
+        match origin {
+            Origin::Request(id) => self.note_loss(id.trace, loss(items)),
+            Origin::Late(traces) => traces.iter().for_each(|t| self.note_loss(*t, loss(1))),
+            // They are no trace's.
+            #[cfg(feature = "metric-reader")]
+            Origin::Metrics => {}
+        }
     }
 }
 
 // ===== impl Late =====
 
 impl Late {
-    /// Whether the next tick has late spans to take.
-    fn is_due(&self) -> bool {
-        matches!(self, Late::Together(spans) if !spans.is_empty())
+    fn together() -> Self {
+        Self::Together(PerSignal::new(|signal| match signal {
+            #[cfg(feature = "logs")]
+            Signal::Logs => LogData::none(),
+            _ => SpanData::none(),
+        }))
     }
 
-    fn covered_by(&self, scope: Scope) -> bool {
+    /// Those that something is kept of by trace.
+    fn traces(&self) -> Vec<TraceId> {
         match self {
-            Late::Together(spans) => spans.iter().any(|span| scope.covers_span(span)),
-            Late::ByTrace(_) => false,
+            Late::Together(_) => Vec::new(),
+            Late::ByTrace(traces) => traces.iter().map(|(trace, _)| *trace).collect(),
         }
     }
 
-    /// Takes out everything that is kept by trace.
-    fn clear(&mut self) -> Vec<(TraceId, Request)> {
-        let mut all = Vec::new();
-        if let Late::ByTrace(traces) = self {
-            while let Some(late) = traces.pop_lru() {
-                all.push(late);
-            }
+    /// Whether the next tick has something to take.
+    fn is_due(&self) -> bool {
+        matches!(self, Late::Together(lists) if lists.iter().any(|list| !list.is_empty()))
+    }
+
+    fn covered_by(&self, signal: Signal, scope: Scope) -> bool {
+        match (self, scope) {
+            (Late::ByTrace(_), _) => false,
+            (Late::Together(_), Scope::All) => true,
+            (Late::Together(lists), Scope::Trace(trace)) => lists[signal].traces().contains(&trace),
+            #[cfg(any(test, target_family = "wasm"))]
+            (Late::Together(_), Scope::Request(_)) => false,
         }
-        all
     }
 }
 
@@ -887,7 +1164,17 @@ impl Origin {
         match self {
             Origin::Request(id) => id.trace,
             Origin::Late(traces) => traces.first().copied().unwrap_or(TraceId::INVALID),
+            #[cfg(feature = "metric-reader")]
+            Origin::Metrics => TraceId::INVALID,
         }
+    }
+}
+
+// ===== impl Flush =====
+
+impl Flush {
+    fn covers(&self, signal: Signal, origin: &Origin) -> bool {
+        self.signals.contains(signal) && self.scope.covers(origin)
     }
 }
 
@@ -910,20 +1197,17 @@ impl Scope {
             (Scope::Trace(trace), Origin::Request(id)) => id.trace == trace,
             (Scope::Trace(trace), Origin::Late(traces)) => traces.contains(&trace),
             #[cfg(any(test, target_family = "wasm"))]
-            (Scope::Request(id), origin) => matches!(origin, Origin::Request(of) if *of == id),
-        }
-    }
-
-    fn covers_span(self, span: &SpanData) -> bool {
-        match self {
-            Scope::All => true,
-            Scope::Trace(trace) => span.span_context.trace_id() == trace,
+            (Scope::Request(id), Origin::Request(of)) => *of == id,
             #[cfg(any(test, target_family = "wasm"))]
-            Scope::Request(_) => false,
+            (Scope::Request(_), Origin::Late(_)) => false,
+            #[cfg(feature = "metric-reader")]
+            (_, Origin::Metrics) => false,
         }
     }
 }
 
+#[cfg(feature = "metric-reader")]
+pub(crate) mod collections;
 #[cfg(any(test, target_family = "wasm"))]
 mod workers;
 

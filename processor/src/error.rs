@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use opentelemetry_sdk::error::OTelSdkError;
 
-/// A setting given in code that makes no sense. Returned by [`Builder::build`](crate::Builder::build).
+/// A setting given in code that makes no sense. Returned by [`Builder::build`](crate::Builder::build), and by whatever joins
+/// a processor.
 ///
 /// Values from the environment never lead here: one that makes no sense is warned about and ignored.
 #[derive(Debug)]
@@ -17,8 +18,12 @@ pub enum ConfigError {
     MaxBatchSizeIsZero,
     /// `max_pending_spans` is 0: every span would be dropped.
     MaxPendingSpansIsZero,
+    /// `max_pending_logs` is 0: every log record would be dropped.
+    MaxPendingLogsIsZero,
     /// `export_timeout` is 0: every export would be late before it starts.
     ExportTimeoutIsZero,
+    /// A signal was to join a processor that has one already: `logs` or `metrics`.
+    AlreadyJoined(&'static str),
     /// The operating system refused the thread that drives exports, or the runtime that they run in.
     Thread(std::io::Error),
 }
@@ -31,8 +36,17 @@ impl fmt::Display for ConfigError {
             Self::MaxPendingSpansIsZero => {
                 f.write_str("max_pending_spans must be at least 1, but is 0")
             }
+            Self::MaxPendingLogsIsZero => {
+                f.write_str("max_pending_logs must be at least 1, but is 0")
+            }
             Self::ExportTimeoutIsZero => {
                 f.write_str("export_timeout must be longer than 0, but is 0")
+            }
+            Self::AlreadyJoined(signal) => {
+                write!(
+                    f,
+                    "{signal} have joined this processor already, through another exporter"
+                )
             }
             Self::Thread(_) => f.write_str("the thread that drives exports could not be started"),
         }
@@ -54,15 +68,17 @@ impl std::error::Error for ConfigError {
 pub enum FlushError {
     /// Everything that had ended is done, but not all of it arrived since the last flush.
     Lost {
-        /// Spans whose export failed or timed out.
+        /// Spans, log records or data points whose export failed or timed out.
         failed: u64,
-        /// Spans that were dropped before they reached the exporter.
+        /// Those that were dropped before they reached the exporter.
         dropped: u64,
     },
     /// The deadline passed before everything that had ended was done. What is under way goes on.
     Timeout(Duration),
     /// The exporter's own `force_flush` or `shutdown` failed, with this message.
     Exporter(String),
+    /// Metrics could not be collected, with this message. What was measured stays in the instruments.
+    Collect(String),
     /// Waiting on this thread could only deadlock, so the call returned early. What is under way goes on.
     WouldDeadlock(Deadlock),
     /// The processor was shut down before the call.
@@ -87,10 +103,11 @@ impl fmt::Display for FlushError {
         match self {
             Self::Lost { failed, dropped } => write!(
                 f,
-                "not everything arrived since the last flush: {failed} spans failed to export, {dropped} were dropped"
+                "not everything arrived since the last flush: {failed} failed to export, {dropped} were dropped"
             ),
             Self::Timeout(after) => write!(f, "not everything was exported within {after:?}"),
             Self::Exporter(message) => write!(f, "the exporter failed to flush: {message}"),
+            Self::Collect(message) => write!(f, "metrics could not be collected: {message}"),
             Self::WouldDeadlock(Deadlock::InsideExport) => f.write_str(
                 "called from inside an export, where waiting for exports could only deadlock; call it from another task",
             ),

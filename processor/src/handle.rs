@@ -12,12 +12,17 @@ use crate::error::FlushError;
 #[cfg(target_family = "wasm")]
 use crate::request::RequestId;
 use crate::runtime::Shared;
+use crate::signal::Signals;
 use crate::stats::Stats;
 use crate::sync::Arc;
 
 /// A handle to a processor, also after the processor was given to a provider. Cheap to clone.
 ///
 /// A handle does not keep the processor running: when the provider is shut down or dropped, so is the processor.
+///
+/// That of a span processor flushes and shuts down spans, that of a log processor or a metric reader log records or metrics, and
+/// that of a [`Telemetry`](crate::Telemetry) all of them. What is said here of spans holds for each. Numbers are those of
+/// all of them, and a request can be kept open by any.
 ///
 /// ```
 /// # use opentelemetry_sdk::trace::InMemorySpanExporter;
@@ -40,11 +45,13 @@ use crate::sync::Arc;
 pub struct Handle {
     /// None if the processor is not enabled.
     shared: Option<Arc<Shared>>,
+    /// What it flushes and shuts down.
+    signals: Signals,
 }
 
 impl Handle {
-    pub(crate) fn new(shared: Option<Arc<Shared>>) -> Self {
-        Self { shared }
+    pub(crate) fn new(shared: Option<Arc<Shared>>, signals: Signals) -> Self {
+        Self { shared, signals }
     }
 
     /// Waits until every span that had ended before the call was exported, failed, or was dropped for a reason, and then
@@ -107,8 +114,18 @@ impl Handle {
         &self,
         timeout: Duration,
     ) -> impl Future<Output = Result<(), FlushError>> + Send + use<> {
-        let shutdown = self.shared.as_ref().map(|shared| shared.shutdown(timeout));
-        done_or(shutdown)
+        let signals = self.signals.iter();
+        let shutdowns = self.shared.as_ref().map(|shared| {
+            let shutdown = |signal| shared.shutdown(signal, timeout);
+            signals.map(shutdown).collect::<Vec<_>>()
+        });
+        async move {
+            let mut result = Ok(());
+            for shutdown in shutdowns.into_iter().flatten() {
+                result = result.and(shutdown.await);
+            }
+            result
+        }
     }
 
     /// The processor's numbers at this moment. All zero if the processor is not enabled.
@@ -171,7 +188,8 @@ impl Handle {
         &self,
         id: RequestId,
     ) -> impl Future<Output = Result<(), FlushError>> + Send + use<> {
-        self.flush_scope(Scope::Request(id), None)
+        let all = Self::new(self.shared.clone(), Signals::ALL);
+        all.flush_scope(Scope::Request(id), None)
     }
 
     /// Makes everything of a request leave that it has queued.
@@ -194,7 +212,7 @@ impl Handle {
     ) -> impl Future<Output = Result<(), FlushError>> + Send + use<> {
         let flush = self.shared.as_ref().map(|shared| {
             let timeout = timeout.unwrap_or_else(|| shared.default_timeout());
-            shared.flush(scope, timeout)
+            shared.flush(self.signals, scope, timeout)
         });
         done_or(flush)
     }

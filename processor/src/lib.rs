@@ -116,15 +116,20 @@ pub mod hostile;
     )
 )]
 mod http;
+#[cfg(feature = "logs")]
+mod log_processor;
 #[cfg(feature = "metrics")]
 mod metrics;
 mod notices;
 mod processor;
+#[cfg(feature = "metric-reader")]
+mod reader;
 mod registry;
 mod request;
 mod runtime;
 #[cfg(feature = "tower")]
 pub mod server;
+mod signal;
 mod stats;
 mod sync;
 #[cfg(test)]
@@ -147,14 +152,19 @@ pub use active::{
 };
 pub use config::{
     Config, DEFAULT_EXPORT_TIMEOUT, DEFAULT_MAX_BATCH_SIZE, DEFAULT_MAX_CONCURRENT_EXPORTS,
-    DEFAULT_MAX_EXPORTS_PER_REQUEST, DEFAULT_MAX_PENDING_SPANS, DEFAULT_MAX_SPANS_PER_TRACE,
-    DEFAULT_MAX_TRACES, ENABLED, EXPORT_TIMEOUT_MS, FLUSH_TRIGGER, FlushTrigger, MAX_BATCH_SIZE,
-    MAX_CONCURRENT_EXPORTS, MAX_EXPORTS_PER_REQUEST, MAX_PENDING_SPANS, MAX_SPANS_PER_TRACE,
-    MAX_TRACES,
+    DEFAULT_MAX_EXPORTS_PER_REQUEST, DEFAULT_MAX_PENDING_LOGS, DEFAULT_MAX_PENDING_SPANS,
+    DEFAULT_MAX_SPANS_PER_TRACE, DEFAULT_MAX_TRACES, DEFAULT_METRIC_INTERVAL,
+    DEFAULT_METRIC_PERIOD, ENABLED, EXPORT_TIMEOUT_MS, FLUSH_TRIGGER, FlushTrigger, MAX_BATCH_SIZE,
+    MAX_CONCURRENT_EXPORTS, MAX_EXPORTS_PER_REQUEST, MAX_PENDING_LOGS, MAX_PENDING_SPANS,
+    MAX_SPANS_PER_TRACE, MAX_TRACES, METRIC_INTERVAL_MS, METRIC_PERIOD_MS,
 };
 pub use error::{ConfigError, Deadlock, FlushError};
 pub use handle::{Handle, Hold};
+#[cfg(feature = "logs")]
+pub use log_processor::PerRequestLogProcessor;
 pub use processor::{Builder, PerRequestSpanProcessor};
-pub use stats::{DropReason, Dropped, Late, LateReason, Stats};
+#[cfg(feature = "metric-reader")]
+pub use reader::PerRequestMetricReader;
+pub use stats::{DropReason, Dropped, Late, LateReason, SignalStats, Stats};
 #[cfg(feature = "tracing")]
 pub use tracing_layer::tracing_layer;

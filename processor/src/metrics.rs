@@ -8,14 +8,15 @@ use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Histogram, Meter};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
+#[cfg(feature = "logs")]
+use opentelemetry_sdk::logs::{LogBatch, LogExporter};
 use opentelemetry_sdk::trace::{SpanData, SpanExporter};
 
 use crate::clock::Instant;
 use crate::runtime::Shared;
-use crate::stats::{DropReason, LateReason, Stats};
+use crate::signal::{PerSignal, Signal, Signals};
+use crate::stats::{DropReason, LateReason, SignalStats, Stats};
 use crate::sync::{Arc, AtomicU64, Ordering, Weak};
-
-const COMPONENT_TYPE: &str = "per_request_span_processor";
 
 /// In seconds: the boundaries of the semantic conventions for HTTP, and the default export timeout.
 const DURATIONS: [f64; 15] = [
@@ -25,33 +26,107 @@ const DURATIONS: [f64; 15] = [
 /// Numbers the processors of this program: `otel.component.name` must be unique.
 static INSTANCES: AtomicU64 = AtomicU64::new(0);
 
-/// Registers instruments: observable ones that ask the processor for as long as it exists, and the one of its exports.
-pub(crate) fn register(shared: &Arc<Shared>, durations: &Durations, meter: Option<Meter>) {
-    let meter = meter.unwrap_or_else(|| opentelemetry::global::meter(env!("CARGO_PKG_NAME")));
-    // Nothing but uniqueness depends on this number.
-    let instance = INSTANCES.fetch_add(1, Ordering::Relaxed);
-    let component = [
-        KeyValue::new("otel.component.type", COMPONENT_TYPE),
-        KeyValue::new(
-            "otel.component.name",
-            format!("{COMPONENT_TYPE}/{instance}"),
-        ),
-    ];
-    durations.register(&meter, &component);
-    let source = Source {
-        shared: Arc::downgrade(shared),
-        component,
-    };
-    register_spans(&meter, &source);
-    register_traces(&meter, &source);
+/// How a processor is observed.
+#[derive(Debug, Default)]
+pub(crate) struct Observing {
+    /// The global one if there is none.
+    meter: Option<Meter>,
+    /// Whether the meter is not known yet.
+    deferred: bool,
+    durations: PerSignal<Durations>,
 }
 
-fn register_spans(meter: &Meter, source: &Source) {
+/// The instruments of one signal.
+struct Names {
+    component: &'static str,
+    unit: &'static str,
+    processed: &'static str,
+    size: &'static str,
+    capacity: &'static str,
+    pending: &'static str,
+    late: &'static str,
+}
+
+const SPANS: Names = Names {
+    component: "per_request_span_processor",
+    unit: "{span}",
+    processed: "otel.sdk.processor.span.processed",
+    size: "otel.sdk.processor.span.queue.size",
+    capacity: "otel.sdk.processor.span.queue.capacity",
+    pending: "per_request.span.pending",
+    late: "per_request.span.late",
+};
+
+const LOGS: Names = Names {
+    component: "per_request_log_processor",
+    unit: "{log_record}",
+    processed: "otel.sdk.processor.log.processed",
+    size: "otel.sdk.processor.log.queue.size",
+    capacity: "otel.sdk.processor.log.queue.capacity",
+    pending: "per_request.log.pending",
+    late: "per_request.log.late",
+};
+
+impl Observing {
+    pub(crate) fn set_meter(&mut self, meter: Meter) {
+        self.meter = Some(meter);
+    }
+
+    /// Nothing is registered before [`Self::observe_with`] is called.
+    pub(crate) fn defer(&mut self) {
+        self.deferred = true;
+    }
+
+    pub(crate) fn observe_with(&mut self, shared: &Arc<Shared>, meter: Meter, signals: Signals) {
+        self.deferred = false;
+        self.meter = Some(meter);
+        signals
+            .iter()
+            .for_each(|signal| self.observe(shared, signal));
+    }
+
+    /// Where the durations of exports of a signal are recorded.
+    pub(crate) fn durations(&self, signal: Signal) -> Durations {
+        self.durations[signal].clone()
+    }
+
+    /// Registers instruments: observable ones that ask the processor for as long as it exists, and the one of its exports.
+    pub(crate) fn observe(&self, shared: &Arc<Shared>, signal: Signal) {
+        let names = match signal {
+            _ if self.deferred => return,
+            Signal::Spans => &SPANS,
+            Signal::Logs => &LOGS,
+            // What a metric reader says of itself would be all that it ever finds.
+            Signal::Metrics => return,
+        };
+        let global = || opentelemetry::global::meter(env!("CARGO_PKG_NAME"));
+        let meter = self.meter.clone().unwrap_or_else(global);
+        // Nothing but uniqueness depends on this number.
+        let instance = INSTANCES.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{}/{instance}", names.component);
+        let component = [
+            KeyValue::new("otel.component.type", names.component),
+            KeyValue::new("otel.component.name", name),
+        ];
+        self.durations[signal].register(&meter, &component);
+        let source = Source {
+            shared: Arc::downgrade(shared),
+            signal,
+            component,
+        };
+        register_items(&meter, &source, names);
+        if signal == Signal::Spans {
+            register_traces(&meter, &source);
+        }
+    }
+}
+
+fn register_items(meter: &Meter, source: &Source, names: &Names) {
     let from = source.clone();
     meter
-        .u64_observable_counter("otel.sdk.processor.span.processed")
-        .with_unit("{span}")
-        .with_description("Spans for which the processing has finished, successfully or not.")
+        .u64_observable_counter(names.processed)
+        .with_unit(names.unit)
+        .with_description("What the processor is done with, successfully or not.")
         .with_callback(move |observer| {
             from.observe(|stats, attributes| {
                 observer.observe(stats.handed_over(), attributes);
@@ -65,9 +140,9 @@ fn register_spans(meter: &Meter, source: &Source) {
 
     let from = source.clone();
     meter
-        .i64_observable_up_down_counter("otel.sdk.processor.span.queue.size")
-        .with_unit("{span}")
-        .with_description("Spans inside the processor: queued, waiting and in flight.")
+        .i64_observable_up_down_counter(names.size)
+        .with_unit(names.unit)
+        .with_description("What is inside the processor: queued, waiting and in flight.")
         .with_callback(move |observer| {
             from.observe(|stats, attributes| {
                 observer.observe(clamp(stats.pending()), attributes);
@@ -77,21 +152,21 @@ fn register_spans(meter: &Meter, source: &Source) {
 
     let from = source.clone();
     meter
-        .i64_observable_up_down_counter("otel.sdk.processor.span.queue.capacity")
-        .with_unit("{span}")
-        .with_description("The most spans that may be inside the processor.")
+        .i64_observable_up_down_counter(names.capacity)
+        .with_unit(names.unit)
+        .with_description("The most that may be inside the processor.")
         .with_callback(move |observer| {
             if let Some(shared) = from.shared.upgrade() {
-                observer.observe(clamp(shared.max_pending_spans()), &from.component);
+                observer.observe(clamp(shared.max_pending(from.signal)), &from.component);
             }
         })
         .build();
 
     let from = source.clone();
     meter
-        .i64_observable_up_down_counter("per_request.span.pending")
-        .with_unit("{span}")
-        .with_description("Spans inside the processor, by where they are.")
+        .i64_observable_up_down_counter(names.pending)
+        .with_unit(names.unit)
+        .with_description("What is inside the processor, by where it is.")
         .with_callback(move |observer| {
             from.observe(|stats, attributes| {
                 let places = [
@@ -99,8 +174,8 @@ fn register_spans(meter: &Meter, source: &Source) {
                     ("waiting", stats.waiting),
                     ("in_flight", stats.in_flight),
                 ];
-                for (place, spans) in places {
-                    observer.observe(clamp(spans), &with(attributes, "per_request.place", place));
+                for (place, items) in places {
+                    observer.observe(clamp(items), &with(attributes, "per_request.place", place));
                 }
             });
         })
@@ -108,9 +183,9 @@ fn register_spans(meter: &Meter, source: &Source) {
 
     let from = source.clone();
     meter
-        .u64_observable_counter("per_request.span.late")
-        .with_unit("{span}")
-        .with_description("Spans that ended after the state of their request was gone.")
+        .u64_observable_counter(names.late)
+        .with_unit(names.unit)
+        .with_description("What ended, or was emitted, after the state of its request was gone.")
         .with_callback(move |observer| {
             from.observe(|stats, attributes| {
                 for reason in LateReason::ALL {
@@ -129,7 +204,7 @@ fn register_traces(meter: &Meter, source: &Source) {
         .with_unit("{trace}")
         .with_description("Traces in memory: those with an open span.")
         .with_callback(move |observer| {
-            from.observe(|stats, attributes| observer.observe(clamp(stats.traces), attributes));
+            from.observe_all(|stats, attributes| observer.observe(clamp(stats.traces), attributes));
         })
         .build();
 
@@ -139,7 +214,9 @@ fn register_traces(meter: &Meter, source: &Source) {
         .with_unit("{trace}")
         .with_description("Traces that were evicted, with spans open, to make room for others.")
         .with_callback(move |observer| {
-            from.observe(|stats, attributes| observer.observe(stats.evicted_traces, attributes));
+            from.observe_all(|stats, attributes| {
+                observer.observe(stats.evicted_traces, attributes);
+            });
         })
         .build();
 }
@@ -221,6 +298,24 @@ impl<E: SpanExporter> SpanExporter for Timed<E> {
     }
 }
 
+#[cfg(feature = "logs")]
+impl<E: LogExporter> LogExporter for Timed<E> {
+    async fn export(&self, batch: LogBatch<'_>) -> OTelSdkResult {
+        let watch = Watch::start(&self.durations);
+        let result = self.exporter.export(batch).await;
+        watch.stop(&result);
+        result
+    }
+
+    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
+        self.exporter.shutdown_with_timeout(timeout)
+    }
+
+    fn set_resource(&mut self, resource: &Resource) {
+        self.exporter.set_resource(resource);
+    }
+}
+
 /// Measures one export.
 struct Watch<'a> {
     durations: &'a Durations,
@@ -264,11 +359,21 @@ impl Drop for Watch<'_> {
 struct Source {
     /// Weak, so that the meter provider does not keep the processor's state.
     shared: Weak<Shared>,
+    signal: Signal,
     component: [KeyValue; 2],
 }
 
 impl Source {
-    fn observe(&self, observe: impl FnOnce(&Stats, &[KeyValue])) {
+    /// The numbers of its signal.
+    fn observe(&self, observe: impl FnOnce(&SignalStats, &[KeyValue])) {
+        self.observe_all(|stats, component| match self.signal {
+            Signal::Spans => observe(&stats.of_spans(), component),
+            Signal::Logs => observe(&stats.logs, component),
+            Signal::Metrics => observe(&stats.metrics, component),
+        });
+    }
+
+    fn observe_all(&self, observe: impl FnOnce(&Stats, &[KeyValue])) {
         if let Some(shared) = self.shared.upgrade() {
             observe(&shared.stats(), &self.component);
         }

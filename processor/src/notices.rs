@@ -13,6 +13,7 @@ use opentelemetry::otel_warn;
 use opentelemetry::trace::TraceId;
 
 use crate::clock::Instant;
+use crate::signal::Signal;
 use crate::stats::{DropReason, LateReason};
 #[cfg(target_family = "wasm")]
 use crate::workers::console;
@@ -23,9 +24,11 @@ const QUIET: Duration = Duration::from_secs(10);
 /// The kinds that are limited separately.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Kind {
-    Late(LateReason),
-    Dropped(DropReason),
-    ExportFailed,
+    Late(Signal, LateReason),
+    Dropped(Signal, DropReason),
+    ExportFailed(Signal),
+    #[cfg(feature = "metric-reader")]
+    CollectFailed,
     ProjectionPanicked,
     #[cfg(not(target_family = "wasm"))]
     NoWorker,
@@ -51,8 +54,8 @@ pub(crate) struct Notices {
 
 #[derive(Debug)]
 struct Noted {
-    /// Spans since it was last said.
-    spans: u64,
+    /// How often since it was last said: spans, log records, whatever its kind counts.
+    count: u64,
     example: Example,
     quiet_until: Option<Instant>,
 }
@@ -61,22 +64,22 @@ struct Noted {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Notice {
     kind: Kind,
-    spans: u64,
+    count: u64,
     example: Example,
 }
 
 impl Notices {
-    pub(crate) fn note(&mut self, kind: Kind, spans: u64, example: Example) {
+    pub(crate) fn note(&mut self, kind: Kind, count: u64, example: Example) {
         let noted = self.kinds.entry(kind).or_insert(Noted {
-            spans: 0,
+            count: 0,
             example: Example::None,
             quiet_until: None,
         });
-        if noted.spans == 0 {
+        if noted.count == 0 {
             noted.example = example;
             self.news = true;
         }
-        noted.spans += spans;
+        noted.count += count;
     }
 
     /// Whether the driver must look, because something new is noted.
@@ -88,7 +91,7 @@ impl Notices {
     pub(crate) fn next_due(&self) -> Option<Instant> {
         self.kinds
             .values()
-            .filter(|noted| noted.spans > 0)
+            .filter(|noted| noted.count > 0)
             .filter_map(|noted| noted.quiet_until)
             .min()
     }
@@ -101,11 +104,11 @@ impl Notices {
             if noted.quiet_until.is_some_and(|until| until <= now) {
                 noted.quiet_until = None;
             }
-            if noted.spans > 0 && (last || noted.quiet_until.is_none()) {
+            if noted.count > 0 && (last || noted.quiet_until.is_none()) {
                 noted.quiet_until = now.checked_add(QUIET);
                 taken.push(Notice {
                     kind: *kind,
-                    spans: std::mem::take(&mut noted.spans),
+                    count: std::mem::take(&mut noted.count),
                     example: noted.example.clone(),
                 });
             }
@@ -118,32 +121,83 @@ impl Notice {
     /// Logs the line. Never under a lock.
     #[cfg(not(target_family = "wasm"))]
     pub(crate) fn say(&self) {
-        let spans = self.spans;
+        let count = self.count;
         let example = self.example.to_string();
         let (example, message) = (example.as_str(), self.message());
+        let message = message.as_str();
         match self.kind {
-            Kind::Late(reason) => {
+            Kind::Late(Signal::Spans, reason) => {
                 otel_warn!(
                     name: "PerRequestSpanProcessor.LateSpans",
                     reason = reason.as_str(),
-                    spans = spans,
+                    spans = count,
                     trace_id = example,
                     message = message
                 );
             }
-            Kind::Dropped(reason) => {
+            Kind::Dropped(Signal::Spans, reason) => {
                 otel_warn!(
                     name: "PerRequestSpanProcessor.SpansDropped",
                     reason = reason.as_str(),
-                    spans = spans,
+                    spans = count,
                     trace_id = example,
                     message = message
                 );
             }
-            Kind::ExportFailed => {
+            Kind::ExportFailed(Signal::Spans) => {
                 otel_warn!(
                     name: "PerRequestSpanProcessor.ExportFailed",
-                    spans = spans,
+                    spans = count,
+                    error = example,
+                    message = message
+                );
+            }
+            Kind::Late(_, reason) => {
+                otel_warn!(
+                    name: "PerRequestLogProcessor.LateLogs",
+                    reason = reason.as_str(),
+                    log_records = count,
+                    trace_id = example,
+                    message = message
+                );
+            }
+            Kind::Dropped(Signal::Logs, reason) => {
+                otel_warn!(
+                    name: "PerRequestLogProcessor.LogsDropped",
+                    reason = reason.as_str(),
+                    log_records = count,
+                    trace_id = example,
+                    message = message
+                );
+            }
+            Kind::ExportFailed(Signal::Logs) => {
+                otel_warn!(
+                    name: "PerRequestLogProcessor.ExportFailed",
+                    log_records = count,
+                    error = example,
+                    message = message
+                );
+            }
+            Kind::Dropped(Signal::Metrics, reason) => {
+                otel_warn!(
+                    name: "PerRequestMetricReader.DataPointsDropped",
+                    reason = reason.as_str(),
+                    data_points = count,
+                    message = message
+                );
+            }
+            Kind::ExportFailed(Signal::Metrics) => {
+                otel_warn!(
+                    name: "PerRequestMetricReader.ExportFailed",
+                    data_points = count,
+                    error = example,
+                    message = message
+                );
+            }
+            #[cfg(feature = "metric-reader")]
+            Kind::CollectFailed => {
+                otel_warn!(
+                    name: "PerRequestMetricReader.CollectFailed",
                     error = example,
                     message = message
                 );
@@ -151,7 +205,7 @@ impl Notice {
             Kind::ProjectionPanicked => {
                 otel_warn!(
                     name: "PerRequestSpanProcessor.ProjectionPanicked",
-                    requests = spans,
+                    requests = count,
                     message = message
                 );
             }
@@ -165,47 +219,54 @@ impl Notice {
         }
     }
 
-    /// Prints the line on the console of the Worker. Lost spans are an error.
+    /// Prints the line on the console of the Worker. What is lost is an error.
     #[cfg(target_family = "wasm")]
     pub(crate) fn say(&self) {
         let line = self.line();
         match self.kind {
-            Kind::Dropped(_) | Kind::ExportFailed => console::error(&line),
-            Kind::Late(_) | Kind::ProjectionPanicked | Kind::OutsideRequest => console::warn(&line),
+            Kind::Dropped(..) | Kind::ExportFailed(_) => console::error(&line),
+            _ => console::warn(&line),
         }
     }
 
     #[cfg(target_family = "wasm")]
     fn line(&self) -> String {
-        let (message, spans, example) = (self.message(), self.spans, &self.example);
+        let (message, count, example) = (self.message(), self.count, &self.example);
         match self.kind {
-            Kind::Late(reason) => {
-                format!("{message} (reason {reason}, {spans} spans, trace {example})")
+            Kind::Late(signal, reason) => {
+                format!("{message} (reason {reason}, {count} {signal}, trace {example})")
             }
-            Kind::Dropped(reason) => {
-                format!("{message} (reason {reason}, {spans} spans, trace {example})")
+            Kind::Dropped(signal, reason) => {
+                format!("{message} (reason {reason}, {count} {signal}, trace {example})")
             }
-            Kind::ExportFailed => format!("{message}: {example} ({spans} spans)"),
-            Kind::ProjectionPanicked => format!("{message} ({spans} requests)"),
-            Kind::OutsideRequest => message.to_owned(),
+            Kind::ExportFailed(signal) => format!("{message}: {example} ({count} {signal})"),
+            #[cfg(feature = "metric-reader")]
+            Kind::CollectFailed => format!("{message}: {example}"),
+            Kind::ProjectionPanicked => format!("{message} ({count} requests)"),
+            Kind::OutsideRequest => message,
         }
     }
 
-    fn message(&self) -> &'static str {
+    fn message(&self) -> String {
         match self.kind {
-            Kind::Late(_) => {
-                "spans ended after the state of their request was gone; they leave under the fallback context"
+            Kind::Late(Signal::Spans, _) => {
+                "spans ended after the state of their request was gone; they leave under the fallback context".to_owned()
             }
-            Kind::Dropped(_) => "spans were dropped",
-            Kind::ExportFailed => "spans failed to export and are lost",
+            Kind::Late(signal, _) => format!(
+                "{signal} were emitted in a request that is not known, or no longer; they leave under the fallback context"
+            ),
+            Kind::Dropped(signal, _) => format!("{signal} were dropped"),
+            Kind::ExportFailed(signal) => format!("{signal} failed to export and are lost"),
+            #[cfg(feature = "metric-reader")]
+            Kind::CollectFailed => "metrics could not be collected".to_owned(),
             Kind::ProjectionPanicked => {
-                "the context projection panicked; these requests are exported under the fallback context"
+                "the context projection panicked; these requests are exported under the fallback context".to_owned()
             }
             #[cfg(not(target_family = "wasm"))]
-            Kind::NoWorker => "a thread for exports could not be started; trying again",
+            Kind::NoWorker => "a thread for exports could not be started; trying again".to_owned(),
             #[cfg(target_family = "wasm")]
             Kind::OutsideRequest => {
-                "spans ended outside of a request, where nothing can be sent; they leave with the next one"
+                "something ended outside of a request, where nothing can be sent; it leaves with the next one".to_owned()
             }
         }
     }
@@ -225,9 +286,13 @@ impl fmt::Display for Example {
 mod tests {
     use super::*;
 
-    fn note(notices: &mut Notices, spans: u64, trace: u128) {
+    fn note(notices: &mut Notices, count: u64, trace: u128) {
         let example = Example::Trace(TraceId::from(trace));
-        notices.note(Kind::Dropped(DropReason::QueueFull), spans, example);
+        notices.note(
+            Kind::Dropped(Signal::Spans, DropReason::QueueFull),
+            count,
+            example,
+        );
     }
 
     /// Scenario: spans are dropped without end.
@@ -238,7 +303,7 @@ mod tests {
         let start = Instant::now();
         note(&mut notices, 1, 7);
         assert!(notices.has_news());
-        assert_eq!(notices.take(start, false)[0].spans, 1);
+        assert_eq!(notices.take(start, false)[0].count, 1);
 
         note(&mut notices, 2, 8);
         note(&mut notices, 3, 9);
@@ -246,7 +311,7 @@ mod tests {
         assert!(!notices.has_news());
         assert_eq!(notices.next_due(), Some(start + QUIET));
         let said = notices.take(start + QUIET, false);
-        assert_eq!(said[0].spans, 5);
+        assert_eq!(said[0].count, 5);
         assert_eq!(said[0].example, Example::Trace(TraceId::from(8)));
         assert_eq!(notices.next_due(), None);
 
@@ -265,8 +330,11 @@ mod tests {
         note(&mut notices, 1, 7);
         notices.take(start, false);
         let example = Example::Error("refused".to_owned());
-        notices.note(Kind::ExportFailed, 4, example);
-        assert_eq!(notices.take(start, false)[0].kind, Kind::ExportFailed);
+        notices.note(Kind::ExportFailed(Signal::Spans), 4, example);
+        assert_eq!(
+            notices.take(start, false)[0].kind,
+            Kind::ExportFailed(Signal::Spans)
+        );
         note(&mut notices, 1, 7);
         assert_eq!(notices.take(start, true).len(), 1);
     }

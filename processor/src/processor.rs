@@ -10,21 +10,38 @@ use opentelemetry::trace::{Span as _, TraceContextExt as _};
 use opentelemetry::{Context, otel_warn};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
+#[cfg(feature = "logs")]
+use opentelemetry_sdk::logs::LogExporter;
+#[cfg(feature = "metric-reader")]
+use opentelemetry_sdk::metrics::exporter::PushMetricExporter;
 use opentelemetry_sdk::trace::{Span, SpanData, SpanExporter, SpanProcessor};
 
+#[cfg(feature = "metric-reader")]
+use crate::clock::Instant;
 use crate::config::Config;
+#[cfg(feature = "metric-reader")]
+use crate::dispatch::collections::Pace;
 use crate::error::ConfigError;
-use crate::export::AnyExporter;
+#[cfg(feature = "logs")]
+use crate::export::OfLogs;
+#[cfg(feature = "metric-reader")]
+use crate::export::OfMetrics;
+use crate::export::{AnyExporter, OfSpans};
 use crate::handle::Handle;
+#[cfg(feature = "logs")]
+use crate::log_processor::PerRequestLogProcessor;
 #[cfg(feature = "metrics")]
-use crate::metrics::{Durations, Timed};
+use crate::metrics::{Observing, Timed};
 use crate::notices::{Example, Kind};
+#[cfg(feature = "metric-reader")]
+use crate::reader::{Collector, PerRequestMetricReader};
 use crate::request::{RequestId, strip};
 use crate::runtime::{OwnRuntime, Shared};
+use crate::signal::{Signal, Signals};
 use crate::sync::Arc;
 
-/// How long the last owner waits for a processor that was never shut down.
-const DROP_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the last owner of a processor waits that was never shut down.
+pub(crate) const DROP_TIMEOUT: Duration = Duration::from_secs(5);
 
 type Projection = Box<dyn Fn(&Context) -> Context + Send + Sync>;
 
@@ -36,6 +53,15 @@ type Projection = Box<dyn Fn(&Context) -> Context + Send + Sync>;
 pub struct PerRequestSpanProcessor {
     /// None if it is not enabled.
     shared: Option<Arc<Shared>>,
+    saving: Arc<Saving>,
+    #[cfg(feature = "metric-reader")]
+    config: Config,
+    #[cfg(feature = "metrics")]
+    observing: Observing,
+}
+
+/// What is kept of a context (R2).
+pub(crate) struct Saving {
     fallback: Context,
     projection: Option<Projection>,
 }
@@ -81,13 +107,72 @@ impl PerRequestSpanProcessor {
         Ok(Builder::new(exporter, Some(runtime)))
     }
 
-    /// A handle to flush this processor and to read its numbers, which stays valid when the processor is given away.
+    /// A handle to flush this processor and to read its numbers, which stays valid when the processor is given away. Its
+    /// flush is one of spans only.
     pub fn handle(&self) -> Handle {
-        Handle::new(self.shared.clone())
+        Handle::new(self.shared.clone(), Signals::of(Signal::Spans))
     }
 
-    /// What is kept of the context that a local root starts in (R2).
-    fn saved(&self, shared: &Arc<Shared>, cx: &Context) -> Context {
+    /// A log processor whose records join the requests of this one, and leave through this exporter. See
+    /// [`PerRequestLogProcessor`](crate::PerRequestLogProcessor).
+    ///
+    /// It has the settings of this processor, and lives and is shut down by itself: in whichever order. If this one is shut
+    /// down already, so is what is returned.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::AlreadyJoined`] if it was called before.
+    #[cfg(feature = "logs")]
+    pub fn log_processor<E>(&self, exporter: E) -> Result<PerRequestLogProcessor, ConfigError>
+    where
+        E: LogExporter + 'static,
+    {
+        #[cfg(feature = "metrics")]
+        let exporter = Timed::new(exporter, self.observing.durations(Signal::Logs));
+        self.join(Signal::Logs, Arc::new(OfLogs(exporter)))?;
+        let saving = self.saving.clone();
+        Ok(PerRequestLogProcessor::new(self.shared.clone(), saving))
+    }
+
+    /// A metric reader that collects when requests of this processor end, and exports through this exporter. See
+    /// [`PerRequestMetricReader`](crate::PerRequestMetricReader).
+    ///
+    /// It has the settings of this processor, and lives and is shut down by itself: in whichever order. If this one is shut
+    /// down already, so is what is returned.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::AlreadyJoined`] if it was called before.
+    #[cfg(feature = "metric-reader")]
+    pub fn metric_reader<E>(&self, exporter: E) -> Result<PerRequestMetricReader, ConfigError>
+    where
+        E: PushMetricExporter,
+    {
+        let collector = Arc::new(Collector::new(exporter.temporality()));
+        self.join(Signal::Metrics, Arc::new(OfMetrics(exporter)))?;
+        if let Some(shared) = &self.shared {
+            shared.collect_from(collector.clone(), Pace::new(&self.config, Instant::now()));
+        }
+        Ok(PerRequestMetricReader::new(self.shared.clone(), collector))
+    }
+
+    #[cfg(any(feature = "logs", feature = "metric-reader"))]
+    fn join(&self, signal: Signal, exporter: Arc<dyn AnyExporter>) -> Result<(), ConfigError> {
+        let Some(shared) = &self.shared else {
+            return Ok(());
+        };
+        if !shared.join(signal, exporter) {
+            return Err(ConfigError::AlreadyJoined(signal.as_str()));
+        }
+        #[cfg(feature = "metrics")]
+        self.observing.observe(shared, signal);
+        Ok(())
+    }
+}
+
+impl Saving {
+    /// What is kept of the context that a local root starts in.
+    pub(crate) fn save(&self, shared: &Arc<Shared>, cx: &Context) -> Context {
         let Some(projection) = &self.projection else {
             return strip(cx);
         };
@@ -115,7 +200,8 @@ impl SpanProcessor for PerRequestSpanProcessor {
         if parent.is_valid() && !parent.is_remote() {
             shared.start_child(trace, parent.span_id(), id);
         } else {
-            shared.start_root(RequestId { trace, root: id }, self.saved(shared, cx));
+            let saved = self.saving.save(shared, cx);
+            shared.start_root(RequestId { trace, root: id }, saved);
         }
     }
 
@@ -137,7 +223,7 @@ impl SpanProcessor for PerRequestSpanProcessor {
             return Ok(());
         };
         let timeout = shared.default_timeout();
-        shared.flush_blocking(timeout)?;
+        shared.flush_blocking(Signals::of(Signal::Spans), timeout)?;
         Ok(())
     }
 
@@ -146,7 +232,8 @@ impl SpanProcessor for PerRequestSpanProcessor {
         let Some(shared) = &self.shared else {
             return Ok(());
         };
-        shared.shutdown_blocking(timeout).inspect_err(|error| {
+        let done = shared.shutdown_blocking(Signal::Spans, timeout);
+        done.inspect_err(|error| {
             // Shutting down is often the work of a drop, where nobody sees the error.
             otel_warn!(
                 name: "PerRequestSpanProcessor.ShutdownFailed",
@@ -158,7 +245,7 @@ impl SpanProcessor for PerRequestSpanProcessor {
 
     fn set_resource(&mut self, resource: &Resource) {
         if let Some(shared) = &self.shared {
-            shared.set_resource(resource);
+            shared.set_resource(Signal::Spans, resource);
         }
     }
 }
@@ -169,7 +256,7 @@ impl Drop for PerRequestSpanProcessor {
         if self
             .shared
             .as_ref()
-            .is_some_and(|shared| !shared.is_closed())
+            .is_some_and(|shared| !shared.is_closed(Signal::Spans))
         {
             let _ = self.shutdown_with_timeout(DROP_TIMEOUT);
         }
@@ -210,28 +297,24 @@ pub struct Builder {
     projection: Option<Projection>,
     mark_late: bool,
     #[cfg(feature = "metrics")]
-    meter: Option<opentelemetry::metrics::Meter>,
-    #[cfg(feature = "metrics")]
-    durations: Durations,
+    observing: Observing,
 }
 
 impl Builder {
     fn new<E: SpanExporter + 'static>(exporter: E, runtime: Option<OwnRuntime>) -> Self {
         #[cfg(feature = "metrics")]
-        let durations = Durations::default();
+        let observing = Observing::default();
         #[cfg(feature = "metrics")]
-        let exporter = Timed::new(exporter, durations.clone());
+        let exporter = Timed::new(exporter, observing.durations(Signal::Spans));
         Self {
-            exporter: Arc::new(exporter),
+            exporter: Arc::new(OfSpans(exporter)),
             runtime,
             config: None,
             fallback: Context::new(),
             projection: None,
             mark_late: true,
             #[cfg(feature = "metrics")]
-            meter: None,
-            #[cfg(feature = "metrics")]
-            durations,
+            observing,
         }
     }
 
@@ -241,9 +324,10 @@ impl Builder {
         self
     }
 
-    /// The context that late spans are exported under (R8). An empty one by default.
+    /// The context that late spans are exported under (R8), and log records outside of any request, and metrics. An empty one
+    /// by default.
     ///
-    /// Give it the credentials of the service itself, if late spans are to arrive. It is never the context that happens
+    /// Give it the credentials of the service itself, if they are to arrive. It is never the context that happens
     /// to be current where a span ends, because that may be another request's. A live span in it is not kept.
     pub fn with_fallback_context(mut self, context: Context) -> Self {
         self.fallback = strip(&context);
@@ -294,7 +378,8 @@ impl Builder {
         mut self,
         provider: &impl opentelemetry::metrics::MeterProvider,
     ) -> Self {
-        self.meter = Some(provider.meter(env!("CARGO_PKG_NAME")));
+        self.observing
+            .set_meter(provider.meter(env!("CARGO_PKG_NAME")));
         self
     }
 
@@ -330,12 +415,18 @@ impl Builder {
         };
         #[cfg(feature = "metrics")]
         if let Some(shared) = &shared {
-            crate::metrics::register(shared, &self.durations, self.meter);
+            self.observing.observe(shared, Signal::Spans);
         }
         Ok(PerRequestSpanProcessor {
             shared,
-            fallback: self.fallback,
-            projection: self.projection,
+            saving: Arc::new(Saving {
+                fallback: self.fallback,
+                projection: self.projection,
+            }),
+            #[cfg(feature = "metric-reader")]
+            config,
+            #[cfg(feature = "metrics")]
+            observing: self.observing,
         })
     }
 }

@@ -200,11 +200,23 @@ impl Registry {
         if self.refused > 0 && self.end_refused(trace, span) {
             return Lookup::Refused;
         }
+        match self.find(trace, span) {
+            Ok(request) => Lookup::Known(request),
+            Err(reason) => Lookup::Late(reason),
+        }
+    }
+
+    /// Finds the live request that a span is known to be of, ended or not, and marks its trace as recently used.
+    pub(crate) fn find(
+        &mut self,
+        trace: TraceId,
+        span: SpanId,
+    ) -> Result<&mut Request, LateReason> {
         let entry = touch(&mut self.traces, trace);
         match entry.and_then(|entry| entry.requests.owner(span)) {
-            Some(request) => Lookup::Known(request),
-            None if self.evicted.contains(&trace) => Lookup::Late(LateReason::TraceEvicted),
-            None => Lookup::Late(LateReason::UnknownTrace),
+            Some(request) => Ok(request),
+            None if self.evicted.contains(&trace) => Err(LateReason::TraceEvicted),
+            None => Err(LateReason::UnknownTrace),
         }
     }
 

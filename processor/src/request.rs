@@ -1,4 +1,4 @@
-//! One request: its saved context, its queue, and the spans that are known to be its own.
+//! One request: its saved context, its queues, and the spans that are known to be its own.
 
 use std::collections::HashSet;
 
@@ -9,6 +9,7 @@ use opentelemetry_sdk::trace::SpanData;
 use crate::active::RequestTracer;
 use crate::config::FlushTrigger;
 use crate::hash::IdHash;
+use crate::signal::{Item, Items, Signal};
 
 /// Names a request: its trace, and its local root in that trace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -27,6 +28,18 @@ impl RequestId {
     pub(crate) fn is_late(self) -> bool {
         self.root == SpanId::INVALID
     }
+
+    pub(crate) fn queue(self, signal: Signal) -> QueueId {
+        let request = self;
+        QueueId { request, signal }
+    }
+}
+
+/// Names a queue of a request: each signal has one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct QueueId {
+    pub(crate) request: RequestId,
+    pub(crate) signal: Signal,
 }
 
 /// Where a request's queue stands with the driver.
@@ -70,29 +83,53 @@ pub(crate) struct Allowance {
 #[derive(Debug)]
 pub(crate) struct Request {
     pub(crate) context: Context,
-    pub(crate) queue: Vec<SpanData>,
     pub(crate) spans: SpanIds,
     /// Spans that started and have not ended. The request is over when this reaches 0: its root is one of them.
     pub(crate) open: u32,
-    /// Batches of this request that are waiting or in flight.
-    pub(crate) exporting: u32,
-    /// Batches that were taken of this request so far.
-    pub(crate) exports: u32,
     pub(crate) root_ended: bool,
+    /// Its spans that have ended.
+    ended: Queue,
+    /// Its log records, from the first one on. Boxed, because many requests have none and each has room for it.
+    logs: Option<Box<Queue>>,
+}
+
+/// What a request has of one signal, and has not handed over.
+#[derive(Debug)]
+pub(crate) struct Queue {
+    items: Items,
+    /// Batches of this queue that are waiting or in flight.
+    pub(crate) exporting: u32,
+    /// Batches that were taken of it so far.
+    pub(crate) exports: u32,
     pub(crate) schedule: Schedule,
+}
+
+/// When queues leave, and what they may spend.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Terms {
+    pub(crate) trigger: FlushTrigger,
+    pub(crate) max_batch_size: usize,
+    pub(crate) allowance: Allowance,
+}
+
+/// What follows for the queue of a live request when something has changed.
+#[derive(Debug)]
+pub(crate) enum Next {
+    /// It is full: this leaves.
+    Leave(Context, Items),
+    Plan(Change),
+    Nothing,
 }
 
 impl Request {
     pub(crate) fn new(context: Context, root: SpanId, usual_spans: usize) -> Self {
         Self {
             context,
-            queue: Vec::new(),
             spans: SpanIds::new(root, usual_spans),
             open: 1,
-            exporting: 0,
-            exports: 0,
             root_ended: false,
-            schedule: Schedule::Idle,
+            ended: Queue::new(SpanData::none()),
+            logs: None,
         }
     }
 
@@ -101,15 +138,121 @@ impl Request {
         self.spans.root()
     }
 
-    /// Plans when the queue leaves (R4): at the next tick, unless an export of this request is under way, its root is still
-    /// open and the trigger waits for it, or it has used up its exports. Returns what has changed.
-    pub(crate) fn replan(&mut self, trigger: FlushTrigger, allowance: Allowance) -> Option<Change> {
-        if self.queue.is_empty() || self.schedule == Schedule::Due {
+    /// Its queue of this signal, if it ever had something in one.
+    pub(crate) fn queue(&self, signal: Signal) -> Option<&Queue> {
+        match signal {
+            Signal::Spans => Some(&self.ended),
+            Signal::Logs => self.logs.as_deref(),
+            Signal::Metrics => None,
+        }
+    }
+
+    pub(crate) fn queue_mut(&mut self, signal: Signal) -> Option<&mut Queue> {
+        match signal {
+            Signal::Spans => Some(&mut self.ended),
+            Signal::Logs => self.logs.as_deref_mut(),
+            Signal::Metrics => None,
+        }
+    }
+
+    fn queues(&mut self) -> impl Iterator<Item = &mut Queue> {
+        std::iter::once(&mut self.ended).chain(self.logs.as_deref_mut())
+    }
+
+    /// Appends to the queue of this signal, which makes room for as many as a batch usually has, within reason.
+    pub(crate) fn push<T: Item>(&mut self, item: T, usual_batch: usize) {
+        let queue = match T::SIGNAL {
+            Signal::Logs => self
+                .logs
+                .get_or_insert_with(|| Box::new(Queue::new(T::none()))),
+            _ => &mut self.ended,
+        };
+        queue.items.push(item, usual_batch.clamp(1, ROOM));
+    }
+
+    /// What follows for a queue: if it is full it leaves, if it may, and otherwise there is a plan.
+    pub(crate) fn next(&mut self, signal: Signal, terms: Terms) -> Next {
+        let root_ended = self.root_ended;
+        let Some(queue) = self.queue_mut(signal) else {
+            return Next::Nothing;
+        };
+        if queue.len() >= terms.max_batch_size && queue.may_leave(terms.allowance) {
+            let items = queue.take();
+            return Next::Leave(self.context.clone(), items);
+        }
+        match queue.replan(terms, root_ended) {
+            Some(change) => Next::Plan(change),
+            None => Next::Nothing,
+        }
+    }
+
+    /// A plan for a queue, full or not.
+    pub(crate) fn plan(&mut self, signal: Signal, terms: Terms) -> Option<Change> {
+        let root_ended = self.root_ended;
+        self.queue_mut(signal)?.replan(terms, root_ended)
+    }
+
+    /// The local root has ended: what is queued may leave, whatever was spent before. Once, also if a span has its id.
+    pub(crate) fn end_root(&mut self, allowance: Allowance) {
+        if std::mem::replace(&mut self.root_ended, true) {
+            return;
+        }
+        let left = allowance.exports.saturating_sub(1);
+        self.queues()
+            .for_each(|queue| queue.exports = queue.exports.min(left));
+    }
+
+    /// Takes a queue, to be exported while the request lives on. None if it is empty.
+    pub(crate) fn take_batch(&mut self, signal: Signal) -> Option<(Context, Items)> {
+        let queue = self.queue_mut(signal).filter(|queue| !queue.is_empty())?;
+        let items = queue.take();
+        Some((self.context.clone(), items))
+    }
+
+    /// Everything that it has, once it is over. Its context is taken along.
+    pub(crate) fn into_parts(self) -> (Context, impl Iterator<Item = Queue>) {
+        let logs = self.logs.map(|queue| *queue);
+        (self.context, std::iter::once(self.ended).chain(logs))
+    }
+}
+
+// ===== impl Queue =====
+
+impl Queue {
+    fn new(items: Items) -> Self {
+        Self {
+            items,
+            exporting: 0,
+            exports: 0,
+            schedule: Schedule::Idle,
+        }
+    }
+
+    pub(crate) fn signal(&self) -> Signal {
+        self.items.signal()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.items.len()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.items.is_empty()
+    }
+
+    pub(crate) fn into_items(self) -> Items {
+        self.items
+    }
+
+    /// Plans when the queue leaves (R4): at the next tick, unless an export of it is under way, its root is still open and
+    /// the trigger waits for it, or it has used up its exports. Returns what has changed.
+    fn replan(&mut self, terms: Terms, root_ended: bool) -> Option<Change> {
+        if self.is_empty() || self.schedule == Schedule::Due {
             return None;
         }
         let hold =
-            self.exporting > 0 || (trigger == FlushTrigger::LocalRootEnd && !self.root_ended);
-        let to = match (hold, self.may_spend(allowance)) {
+            self.exporting > 0 || (terms.trigger == FlushTrigger::LocalRootEnd && !root_ended);
+        let to = match (hold, self.may_spend(terms.allowance)) {
             (true, _) => Schedule::Held,
             (false, true) => Schedule::Due,
             (false, false) => Schedule::Paced,
@@ -119,7 +262,7 @@ impl Request {
     }
 
     /// Whether the queue, if it is full, may leave now.
-    pub(crate) fn may_leave(&self, allowance: Allowance) -> bool {
+    fn may_leave(&self, allowance: Allowance) -> bool {
         let concurrent = allowance.concurrent;
         let slot = concurrent == 0 || self.exporting < concurrent;
         slot && self.may_spend(allowance)
@@ -129,31 +272,14 @@ impl Request {
         allowance.exports == 0 || self.exports < allowance.exports
     }
 
-    /// The local root has ended: what is queued may leave, whatever was spent before. Once, also if a span has its id.
-    pub(crate) fn end_root(&mut self, allowance: Allowance) {
-        if std::mem::replace(&mut self.root_ended, true) {
-            return;
-        }
-        self.exports = self.exports.min(allowance.exports.saturating_sub(1));
-    }
-
-    /// Takes the queue, to be exported while the request lives on.
-    pub(crate) fn take_batch(&mut self) -> (Context, Vec<SpanData>) {
+    fn take(&mut self) -> Items {
         self.exporting += 1;
         self.exports = self.exports.saturating_add(1);
         if self.schedule == Schedule::Due {
             // What ends from now on needs a plan of its own.
             self.schedule = Schedule::Idle;
         }
-        (self.context.clone(), std::mem::take(&mut self.queue))
-    }
-
-    /// Appends to the queue, which makes room for as many as a batch usually has, within reason.
-    pub(crate) fn push(&mut self, span: SpanData, usual_batch: usize) {
-        if self.queue.capacity() == 0 {
-            self.queue.reserve_exact(usual_batch.clamp(1, ROOM));
-        }
-        self.queue.push(span);
+        self.items.take()
     }
 }
 
@@ -273,7 +399,10 @@ mod tests {
         for (usual, capacity) in [(0, 1), (10, 10), (64, ROOM)] {
             let mut request = Request::new(Context::new(), SpanId::from(1), 0);
             request.push(crate::testing::span(1, 1), usual);
-            assert_eq!(request.queue.capacity(), capacity);
+            let Items::Spans(spans) = request.ended.items else {
+                unreachable!("a queue of spans");
+            };
+            assert_eq!(spans.capacity(), capacity);
         }
     }
 }

@@ -2,15 +2,15 @@
 
 use std::fmt;
 
-/// Why a span was dropped before it reached the exporter.
+/// Why a span, or a log record, was dropped before it reached the exporter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum DropReason {
-    /// As many spans were pending as `max_pending_spans` allows (`queue_full`).
+    /// As many were pending as `max_pending_spans`, or `max_pending_logs`, allows (`queue_full`).
     QueueFull,
     /// Its trace had more spans than `max_spans_per_trace` (`max_spans_per_trace`).
     MaxSpansPerTrace,
-    /// It ended after the processor was shut down (`already_shutdown`).
+    /// It ended, or was emitted, after the processor was shut down (`already_shutdown`).
     AlreadyShutdown,
     /// It was still waiting for an export when the deadline of the shutdown passed (`shutdown_timeout`).
     ShutdownTimeout,
@@ -42,9 +42,9 @@ impl fmt::Display for DropReason {
     }
 }
 
-/// Why a span could not be exported under the context of its own request.
+/// Why a span, or a log record, could not be exported under the context of its own request.
 ///
-/// Such a span leaves under the fallback context, with this word in its attribute `per_request.late`.
+/// It leaves under the fallback context, with this word in its attribute `per_request.late`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum LateReason {
@@ -82,7 +82,7 @@ impl fmt::Display for LateReason {
 /// ended = exported + failed + dropped (all reasons) + queued + waiting + in_flight
 /// ```
 ///
-/// which [`Stats::is_balanced`] checks. Late spans are counted in `late` *and* in whatever became of them.
+/// which [`Stats::is_balanced`] checks, for each signal. Late spans are counted in `late` *and* in whatever became of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
@@ -110,27 +110,113 @@ pub struct Stats {
     pub evicted_traces: u64,
     /// Traces in memory.
     pub traces: u64,
+    /// The same of log records, if there is a log processor. All that were emitted count, whether their trace is sampled or
+    /// not.
+    pub logs: SignalStats,
+    /// The same of the data points of metrics, if there is a metric reader. None of them is ever queued or late.
+    pub metrics: SignalStats,
 }
 
-impl Stats {
-    /// Whether the accounting law holds (R12). It always does; the tests ask after each step.
+/// The numbers of one signal: see [`Stats`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SignalStats {
+    /// Items that were taken in: log records that were emitted, data points that were collected.
+    pub received: u64,
+    /// Items in batches that the exporter acknowledged.
+    pub exported: u64,
+    /// Items in batches that the exporter failed to export, or did not export within the export timeout.
+    pub failed: u64,
+    /// Items dropped before they reached the exporter, by reason.
+    pub dropped: Dropped,
+    /// Items in the queue of their request.
+    pub queued: u64,
+    /// Items in batches that wait for an export slot.
+    pub waiting: u64,
+    /// Items inside the exporter.
+    pub in_flight: u64,
+    /// Items that left, or will leave, under the fallback context because their request is not known, by reason.
+    pub late: Late,
+    /// Exports that were started.
+    pub exports: u64,
+    /// Exports that did not end within the export timeout. Their items are part of `failed`.
+    pub timed_out_exports: u64,
+}
+
+impl SignalStats {
+    /// Whether the accounting law holds (R12).
     pub fn is_balanced(&self) -> bool {
-        self.ended == self.exported + self.failed + self.dropped.total() + self.pending()
+        self.received == self.exported + self.failed + self.dropped.total() + self.pending()
     }
 
-    /// Spans that the exporter was called with.
+    /// Items that are somewhere inside the processor: queued, waiting or in flight.
+    pub fn pending(&self) -> u64 {
+        self.queued + self.waiting + self.in_flight
+    }
+
+    /// Items that the exporter was called with.
     #[cfg(feature = "metrics")]
     pub(crate) fn handed_over(&self) -> u64 {
         self.exported + self.failed + self.in_flight
+    }
+}
+
+impl Stats {
+    pub(crate) fn new(
+        spans: &SignalStats,
+        logs: &SignalStats,
+        metrics: &SignalStats,
+        traces: u64,
+        evicted_traces: u64,
+    ) -> Self {
+        Self {
+            ended: spans.received,
+            exported: spans.exported,
+            failed: spans.failed,
+            dropped: spans.dropped,
+            queued: spans.queued,
+            waiting: spans.waiting,
+            in_flight: spans.in_flight,
+            late: spans.late,
+            exports: spans.exports,
+            timed_out_exports: spans.timed_out_exports,
+            evicted_traces,
+            traces,
+            logs: logs.clone(),
+            metrics: metrics.clone(),
+        }
+    }
+
+    /// Whether the accounting law holds for each signal (R12). It always does; the tests ask after each step.
+    pub fn is_balanced(&self) -> bool {
+        let spans = self.exported + self.failed + self.dropped.total() + self.pending();
+        self.ended == spans && self.logs.is_balanced() && self.metrics.is_balanced()
     }
 
     /// Spans that are somewhere inside the processor: queued, waiting or in flight.
     pub fn pending(&self) -> u64 {
         self.queued + self.waiting + self.in_flight
     }
+
+    /// The numbers of spans.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn of_spans(&self) -> SignalStats {
+        SignalStats {
+            received: self.ended,
+            exported: self.exported,
+            failed: self.failed,
+            dropped: self.dropped,
+            queued: self.queued,
+            waiting: self.waiting,
+            in_flight: self.in_flight,
+            late: self.late,
+            exports: self.exports,
+            timed_out_exports: self.timed_out_exports,
+        }
+    }
 }
 
-/// Dropped spans by [`DropReason`].
+/// Dropped spans, or other items, by [`DropReason`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Dropped([u64; DropReason::ALL.len()]);
 
@@ -150,7 +236,7 @@ impl Dropped {
     }
 }
 
-/// Late spans by [`LateReason`].
+/// Late spans, or log records, by [`LateReason`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Late([u64; LateReason::ALL.len()]);
 

@@ -1,6 +1,7 @@
 //! What the dispatch does in the cases that are worth a name of their own. The model tries the rest.
 
 use super::*;
+use crate::config::FlushTrigger;
 
 const MAX_BATCH_SIZE: usize = 3;
 const MAX_EXPORTS: usize = 2;
@@ -79,7 +80,7 @@ impl Lone {
         let mut sizes = Vec::new();
         self.dispatch.tick(64);
         while let Some(batch) = self.dispatch.next_batch(None) {
-            sizes.push(batch.spans.len());
+            sizes.push(batch.items.len());
             self.dispatch.complete(batch.id, Outcome::Exported);
             self.dispatch.tick(64);
         }
@@ -105,7 +106,7 @@ fn queue_waits_for_the_export_of_its_request() {
     }
     lone.dispatch.complete(under_way.id, Outcome::Failed);
     let next = lone.next_batch();
-    assert_eq!(next.map(|batch| batch.spans.len()), Some(2));
+    assert_eq!(next.map(|batch| batch.items.len()), Some(2));
 }
 
 /// Scenario: a queue fills up while an export of its request is under way.
@@ -115,7 +116,7 @@ fn full_queue_waits_for_nothing() {
     let (mut lone, _under_way) = Lone::with_an_export_under_way();
     (0..MAX_BATCH_SIZE).for_each(|_| lone.end_a_child());
     let next = lone.dispatch.next_batch(None);
-    assert_eq!(next.map(|batch| batch.spans.len()), Some(MAX_BATCH_SIZE));
+    assert_eq!(next.map(|batch| batch.items.len()), Some(MAX_BATCH_SIZE));
 }
 
 /// Scenario: the last span of a request ends while an export of it is under way.
@@ -143,7 +144,7 @@ fn losses_are_remembered_of_the_latest_traces_only() {
         dispatch.complete(batch.id, Outcome::Failed);
     }
     let mut lost = |scope| {
-        dispatch.begin_flush(scope);
+        dispatch.begin_flush(Signals::of(Signal::Spans), scope);
         let [(_, report)] = dispatch.take_finished()[..] else {
             panic!("one flush");
         };
@@ -188,7 +189,7 @@ fn request_without_exports_left_sends_one_more_with_its_root_and_then_ever_more_
     for _ in 0..8 {
         lone.end_a_child();
         assert_eq!(lone.export(), [], "after {pauses:?}");
-        assert!(lone.dispatch.is_paced(root_of(1)));
+        assert!(lone.dispatch.is_paced(root_of(1).queue(Signal::Spans)));
         let paced = lone.dispatch.take_paced();
         pauses.extend(paced.iter().map(|(_, pause)| pause.as_millis()));
         lone.end_a_child();
@@ -206,11 +207,12 @@ fn what_was_put_off_leaves_with_the_request_with_a_flush_and_with_an_eviction() 
     let ways: [(&str, Out); 5] = [
         ("over", |lone| lone.end(1)),
         ("flushed", |lone| {
-            lone.dispatch.open_flush(Scope::Request(root_of(1)));
+            lone.dispatch
+                .open_flush(Signals::ALL, Scope::Request(root_of(1)));
         }),
         ("sent", |lone| lone.dispatch.send(root_of(1))),
         ("all flushed", |lone| {
-            lone.dispatch.open_flush(Scope::All);
+            lone.dispatch.open_flush(Signals::ALL, Scope::All);
         }),
         ("evicted", |lone| {
             lone.dispatch.start_root(root_of(2), Context::new());
@@ -261,7 +263,7 @@ fn late_spans_have_the_allowance_of_a_request() {
     dispatch.end_pause(id);
     dispatch.tick(64);
     let next = dispatch.next_batch(None);
-    assert_eq!(next.map(|batch| batch.spans.len()), Some(8));
+    assert_eq!(next.map(|batch| batch.items.len()), Some(8));
 }
 
 /// Scenario: in a Worker, late spans of very many traces wait for their turn.
@@ -283,7 +285,7 @@ fn late_spans_of_forgotten_traces_leave_at_once() {
     let stats = dispatch.stats();
     assert!(stats.is_balanced());
     assert!(stats.queued <= LATE_TRACES as u64, "{stats:?}");
-    dispatch.close();
+    dispatch.close(Signal::Spans);
     assert_eq!(dispatch.stats().queued, 0);
 }
 
@@ -327,10 +329,7 @@ fn batches_of_one_trace_are_taken_before_the_others() {
     let mut of_two = || dispatch.next_batch_of(TraceId::from(2), None);
     assert!(of_two().is_some() && of_two().is_some() && of_two().is_none());
     let rest: Vec<Batch> = std::iter::from_fn(|| dispatch.next_batch(None)).collect();
-    let traces: Vec<TraceId> = rest
-        .iter()
-        .map(|batch| batch.spans[0].span_context.trace_id())
-        .collect();
+    let traces: Vec<TraceId> = rest.iter().map(|batch| batch.items.traces()[0]).collect();
     assert_eq!(traces, [TraceId::from(1), TraceId::from(3)]);
     rest.into_iter().for_each(|batch| dispatch.discard(batch));
     assert!(dispatch.take_garbage().is_some());

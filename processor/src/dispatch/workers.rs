@@ -10,26 +10,33 @@ use super::{Batch, Dispatch, Flush, Late, Report};
 use crate::clock::Instant;
 use crate::config::Config;
 use crate::hash::IdHash;
-use crate::request::{Allowance, Change, RequestId, Schedule};
+use crate::request::{Allowance, Change, QueueId, RequestId, Schedule, Terms};
+use crate::signal::Signal;
 
 impl Dispatch {
     /// The same for Workers, where nothing may wait for another request (R13): what bounds concurrent exports is counted
     /// for each request by itself, and so is the number of its exports.
     pub(crate) fn for_workers(config: &Config, fallback: Context, mark_late: bool) -> Self {
+        let dispatch = Self::new(config, fallback, mark_late);
         Self {
             max_concurrent_exports: 0,
-            allowance: Allowance {
-                exports: clamp(config.max_exports_per_request()),
-                concurrent: clamp(config.max_concurrent_exports()),
+            terms: Terms {
+                allowance: Allowance {
+                    exports: clamp(config.max_exports_per_request()),
+                    concurrent: clamp(config.max_concurrent_exports()),
+                },
+                ..dispatch.terms
             },
             late: Late::ByTrace(LruCache::unbounded_with_hasher(IdHash::default())),
-            ..Self::new(config, fallback, mark_late)
+            ..dispatch
         }
     }
 
     /// Makes everything of a request leave that it has queued.
     pub(crate) fn send(&mut self, id: RequestId) {
-        self.take_queue(id);
+        for signal in Signal::QUEUED {
+            self.take_queue(id.queue(signal));
+        }
     }
 
     /// As [`Dispatch::next_batch`], of this trace only.
@@ -38,13 +45,16 @@ impl Dispatch {
         trace: TraceId,
         deadline: Option<Instant>,
     ) -> Option<Batch> {
-        let mut waiting = self.waiting.iter();
-        let at = waiting.position(|batch| batch.origin.trace() == trace)?;
-        if at > 0 {
-            let batch = self.waiting.remove(at)?;
-            self.waiting.push_front(batch);
-        }
-        self.next_batch(deadline)
+        Signal::QUEUED.into_iter().find_map(|signal| {
+            let mut waiting = self.lanes[signal].waiting.iter();
+            let place = waiting.position(|batch| batch.origin.trace() == trace)?;
+            self.next_batch_at(signal, place, deadline)
+        })
+    }
+
+    /// As [`Dispatch::next_batch`], of metrics only.
+    pub(crate) fn next_metrics(&mut self, deadline: Option<Instant>) -> Option<Batch> {
+        self.next_batch_at(Signal::Metrics, 0, deadline)
     }
 
     /// To be dropped with the rest of what must not be dropped under the lock.
@@ -52,28 +62,39 @@ impl Dispatch {
         self.garbage.batches.push(batch);
     }
 
-    /// The requests that have used up their exports since the last call. After the time that each is given with,
+    /// The queues that have used up their exports since the last call. After the time that each is given with,
     /// [`Self::end_pause`] is to be called.
-    pub(crate) fn take_paced(&mut self) -> Vec<(RequestId, Duration)> {
-        std::mem::take(&mut self.paced)
+    pub(crate) fn take_paced(&mut self) -> Vec<(QueueId, Duration)> {
+        let mut all = Vec::new();
+        for signal in Signal::QUEUED {
+            let paced = std::mem::take(&mut self.lanes[signal].paced);
+            all.extend(
+                paced
+                    .into_iter()
+                    .map(|(id, pause)| (id.queue(signal), pause)),
+            );
+        }
+        all
     }
 
     pub(crate) fn is_live(&mut self, id: RequestId) -> bool {
         self.request(id).is_some()
     }
 
-    pub(crate) fn is_paced(&mut self, id: RequestId) -> bool {
-        let request = self.request(id);
-        request.is_some_and(|request| request.schedule == Schedule::Paced)
+    pub(crate) fn is_paced(&mut self, id: QueueId) -> bool {
+        let request = self.request(id.request);
+        let queue = request.and_then(|request| request.queue(id.signal));
+        queue.is_some_and(|queue| queue.schedule == Schedule::Paced)
     }
 
-    /// The next tick takes the queue of a request that waited for its turn.
-    pub(crate) fn end_pause(&mut self, id: RequestId) {
-        let Some(request) = self.request(id) else {
+    /// The next tick takes a queue that waited for its turn.
+    pub(crate) fn end_pause(&mut self, id: QueueId) {
+        let request = self.request(id.request);
+        let Some(queue) = request.and_then(|request| request.queue_mut(id.signal)) else {
             return;
         };
-        if request.schedule == Schedule::Paced {
-            request.schedule = Schedule::Due;
+        if queue.schedule == Schedule::Paced {
+            queue.schedule = Schedule::Due;
             let (from, to) = (Schedule::Paced, Schedule::Due);
             self.apply(id, Change { from, to });
         }
@@ -81,11 +102,9 @@ impl Dispatch {
 
     /// What a flush has to report, if all its batches are done.
     pub(crate) fn done(&self, flush: &Flush) -> Option<Report> {
-        let waiting = self.waiting.iter().map(|batch| (batch.id, &batch.origin));
-        let in_flight = self.in_flight.iter().map(|(id, f)| (*id, &f.origin));
-        let remains = waiting
-            .chain(in_flight)
-            .any(|(id, origin)| id < flush.id && flush.scope.covers(origin));
+        let mut pending = self.pending_batches();
+        let remains =
+            pending.any(|(id, signal, origin)| id < flush.id && flush.covers(signal, origin));
         (!remains).then(|| self.report_of(flush))
     }
 }

@@ -22,12 +22,21 @@ use worker::send::SendFuture;
 
 use crate::clock::Instant;
 use crate::config::Config;
+#[cfg(feature = "logs")]
+use crate::dispatch::Emitted;
+#[cfg(feature = "metric-reader")]
+use crate::dispatch::collections::Pace;
 use crate::dispatch::{Batch, Dispatch, Flush, Losses, Outcome, Scope};
 use crate::error::{ConfigError, Deadlock, FlushError};
 use crate::export::{AnyExporter, Retired};
 use crate::notices::{Example, Kind, Notice};
-use crate::request::RequestId;
+#[cfg(feature = "metric-reader")]
+use crate::reader::{Collector, TOO_MANY};
+use crate::request::{QueueId, RequestId};
 use crate::runtime::drop_quietly;
+#[cfg(feature = "logs")]
+use crate::signal::{Item as _, LogData};
+use crate::signal::{PerSignal, Signal, Signals};
 use crate::stats::Stats;
 use crate::sync::{Arc, Mutex};
 use crate::workers::{KeepAlive, sleep};
@@ -49,12 +58,14 @@ const OTHERS: usize = 4;
 /// The shortest time that an exporter's `shutdown` is given.
 const LEAST_SHUTDOWN: Duration = Duration::from_millis(100);
 
-/// What the processor and its handles share.
+/// What the processors and their handles share.
 #[derive(Debug)]
 pub(crate) struct Shared {
     state: Mutex<State>,
-    /// Shared with exports under way. Only `set_resource` changes it, before the first span.
-    exporter: Mutex<Arc<dyn AnyExporter>>,
+    /// Shared with exports under way. Only `set_resource` changes one, before the first span.
+    exporters: Mutex<PerSignal<Arc<dyn AnyExporter>>>,
+    #[cfg(feature = "metric-reader")]
+    collector: Mutex<Option<Arc<Collector>>>,
     export_timeout: Duration,
 }
 
@@ -63,24 +74,27 @@ pub(crate) struct Shared {
 struct Reach {
     /// Everything of this trace.
     own: Option<TraceId>,
-    /// So many batches of other traces.
+    /// Metrics that were collected here.
+    metrics: bool,
+    /// So many batches of others.
     others: usize,
 }
 
 impl Reach {
     const NONE: Self = Self {
         own: None,
+        metrics: false,
         others: 0,
     };
 
     const ALL: Self = Self {
-        own: None,
         others: usize::MAX,
+        ..Self::NONE
     };
 
     fn own(trace: TraceId) -> Self {
         let own = Some(trace);
-        Self { own, others: 0 }
+        Self { own, ..Self::NONE }
     }
 }
 
@@ -90,13 +104,22 @@ struct State {
     /// Batches whose task was spawned and not yet polled.
     starting: HashMap<u64, Batch>,
     /// When the requests are to go on that pause. A timer of their own event does it, if that lives as long.
-    pauses: Vec<(RequestId, Instant)>,
+    pauses: Vec<(QueueId, Instant)>,
+    /// Until when a timer is believed in that waits for the time to collect metrics.
+    #[cfg(feature = "metric-reader")]
+    timer: Option<Instant>,
     /// Set when this instance is about to die: no task is polled any more.
     dying: bool,
     /// No lease expires before.
     next_expiry: Option<Instant>,
-    /// What became of the exporter's `shutdown`, once it was called.
-    shut_down: Option<Result<(), FlushError>>,
+    /// What became of each exporter's `shutdown`, once it was called. Nothing is pending of a signal that nobody exports.
+    shut_down: PerSignal<Option<Result<(), FlushError>>>,
+    /// What is exported.
+    #[cfg_attr(
+        not(any(feature = "logs", feature = "metric-reader")),
+        allow(dead_code)
+    )]
+    signals: PerSignal<bool>,
 }
 
 /// There is no runtime to own: the isolate has one.
@@ -127,21 +150,47 @@ impl Shared {
                 dispatch: Dispatch::for_workers(config, fallback, mark_late),
                 starting: HashMap::new(),
                 pauses: Vec::new(),
+                #[cfg(feature = "metric-reader")]
+                timer: None,
                 dying: false,
                 next_expiry: None,
-                shut_down: None,
+                shut_down: PerSignal::default(),
+                signals: PerSignal::new(|signal| signal == Signal::Spans),
             }),
-            exporter: Mutex::new(exporter),
+            exporters: Mutex::new(PerSignal::new(|signal| match signal {
+                Signal::Spans => exporter.clone(),
+                Signal::Logs | Signal::Metrics => Arc::new(Retired),
+            })),
+            #[cfg(feature = "metric-reader")]
+            collector: Mutex::new(None),
             export_timeout: config.export_timeout(),
         }))
+    }
+
+    /// Another signal is exported from now on, by this exporter. False if one is already.
+    #[cfg(any(feature = "logs", feature = "metric-reader"))]
+    pub(crate) fn join(&self, signal: Signal, exporter: Arc<dyn AnyExporter>) -> bool {
+        let mut state = self.state.lock();
+        let joins = !std::mem::replace(&mut state.signals[signal], true);
+        if joins {
+            self.exporters.lock()[signal] = exporter;
+        }
+        joins
+    }
+
+    /// Metrics come from this collector, as often as it says.
+    #[cfg(feature = "metric-reader")]
+    pub(crate) fn collect_from(&self, collector: Arc<Collector>, pace: Pace) {
+        *self.collector.lock() = Some(collector);
+        self.state.lock().dispatch.set_pace(pace);
     }
 
     // ----- spans start and end -----
 
     pub(crate) fn start_root(self: &Arc<Self>, id: RequestId, context: Context) {
         let reach = Reach {
-            own: Some(id.trace),
             others: OTHERS,
+            ..Reach::own(id.trace)
         };
         self.event(reach, |state| {
             state.expire_leases(self.export_timeout);
@@ -160,6 +209,14 @@ impl Shared {
         let mut span = Some(span);
         self.event(Reach::own(trace), |state| state.dispatch.end(&mut span));
         drop(span);
+    }
+
+    #[cfg(feature = "logs")]
+    pub(crate) fn emit(self: &Arc<Self>, log: LogData, of: Emitted) {
+        let trace = log.trace();
+        let mut log = Some(log);
+        self.event(Reach::own(trace), |state| state.dispatch.emit(&mut log, of));
+        drop(log);
     }
 
     /// Keeps a request open with a child that is no span.
@@ -198,7 +255,7 @@ impl Shared {
         let garbage = state.dispatch.take_garbage();
         let paced = state.take_paced();
         let leaving = state.dispatch.has_ready_batch();
-        let over = state.dispatch.is_closed() && state.shut_down.is_none();
+        let over: Vec<Signal> = state.closing().collect();
         let notices = state.take_notices();
         drop(state);
 
@@ -207,17 +264,107 @@ impl Shared {
         for (id, pause) in paced {
             self.pause(id, pause);
         }
+        #[cfg(feature = "metric-reader")]
+        self.plan_collection();
         if leaving {
             self.send_waiting(reach);
         }
-        if over {
-            self.shut_down_if_drained(self.export_timeout);
+        for signal in over {
+            self.shut_down_if_drained(signal, self.export_timeout);
         }
         result
     }
 
+    // ----- metrics -----
+
+    /// Has metrics collected if it is time for that, or as soon as it is: by a task, because it runs callbacks of the user's,
+    /// and this may be the end of a span (R3). If its event does not live to do it, a later one does.
+    #[cfg(feature = "metric-reader")]
+    fn plan_collection(self: &Arc<Self>) {
+        let now = Instant::now();
+        let wait = {
+            let mut state = self.state.lock();
+            match state.dispatch.wait_to_collect(now) {
+                Some(wait) if state.timer.is_none_or(|until| until <= now) => {
+                    state.timer = now.checked_add(wait + LEASE_GRACE);
+                    wait
+                }
+                _ => return,
+            }
+        };
+        let Some(alive) = KeepAlive::new() else {
+            self.state.lock().timer = None;
+            return;
+        };
+        let shared = self.clone();
+        alive.spawn(async move {
+            if !wait.is_zero() {
+                sleep(wait).await;
+            }
+            shared.collect_if_due();
+        });
+    }
+
+    #[cfg(feature = "metric-reader")]
+    fn collect_if_due(self: &Arc<Self>) {
+        let due = {
+            let mut state = self.state.lock();
+            state.timer = None;
+            state.dispatch.collect_if_due(Instant::now())
+        };
+        if let Some(id) = due {
+            // What goes wrong is noted.
+            let _ = self.collect(id);
+        }
+        let reach = Reach {
+            metrics: true,
+            ..Reach::NONE
+        };
+        self.event(reach, |_| {});
+    }
+
+    #[cfg(feature = "metric-reader")]
+    fn collect(&self, id: u64) -> Result<(), FlushError> {
+        let collector = self.collector.lock().clone();
+        let collected = collector.map_or(Ok(None), |collector| collector.collect());
+        let failure = collected.as_ref().err().cloned();
+        let mut state = self.state.lock();
+        let found = collected.unwrap_or_default();
+        state.dispatch.end_collection(id, found);
+        match failure {
+            None => Ok(()),
+            Some(error) => {
+                let example = Example::Error(error.clone());
+                state.dispatch.notices.note(Kind::CollectFailed, 1, example);
+                Err(FlushError::Collect(error))
+            }
+        }
+    }
+
+    /// Collects metrics for a flush or a shutdown.
+    #[cfg(feature = "metric-reader")]
+    fn collect_now(&self) -> Result<(), FlushError> {
+        let id = {
+            let mut state = self.state.lock();
+            let closed = state.dispatch.is_closed(Signal::Metrics);
+            if closed || !state.signals[Signal::Metrics] {
+                return Ok(());
+            }
+            if !state.dispatch.may_collect() {
+                return Err(FlushError::Collect(TOO_MANY.to_owned()));
+            }
+            state.dispatch.begin_collection(Instant::now())
+        };
+        self.collect(id)
+    }
+
+    #[cfg(not(feature = "metric-reader"))]
+    fn collect_now(&self) -> Result<(), FlushError> {
+        Ok(())
+    }
+
     /// Sends a request's queue later, in this I/O context. If that ends before, the next event after the pause does it.
-    fn pause(self: &Arc<Self>, id: RequestId, pause: Duration) {
+    fn pause(self: &Arc<Self>, id: QueueId, pause: Duration) {
         let Some(alive) = KeepAlive::new() else {
             return;
         };
@@ -230,7 +377,7 @@ impl Shared {
                 sleep(part).await;
                 left -= part;
             }
-            shared.event(Reach::own(id.trace), |state| state.end_pause(id));
+            shared.event(Reach::own(id.request.trace), |state| state.end_pause(id));
         });
     }
 
@@ -266,13 +413,13 @@ impl Shared {
         let Some(batch) = self.state.lock().starting.remove(&id) else {
             return;
         };
-        let spans = batch.spans.len() as u64;
+        let (signal, items) = (batch.items.signal(), batch.items.len() as u64);
         let reach = Reach {
-            own: batch.spans.first().map(|span| span.span_context.trace_id()),
-            others: 0,
+            own: batch.items.traces().first().copied(),
+            ..Reach::NONE
         };
         let error = {
-            let export = batch.export_with(self.exporter());
+            let export = batch.export_with(self.exporter(signal));
             match select(export, pin!(sleep(self.export_timeout))).await {
                 Either::Left((Ok(()), _)) => None,
                 Either::Left((Err(error), _)) => Some((Outcome::Failed, error.to_string())),
@@ -280,20 +427,20 @@ impl Shared {
             }
         };
         // An exporter that holds something back has nobody else here who would ask for it.
-        let _ = self.exporter().any_force_flush();
+        let _ = self.exporter(signal).any_force_flush();
         self.event(reach, |state| {
             // Unless its lease has expired, and it is accounted for.
             if state.dispatch.in_flight(id).is_some() {
                 match error {
                     None => state.dispatch.complete(id, Outcome::Exported),
-                    Some((outcome, error)) => state.fail(id, spans, outcome, error),
+                    Some((outcome, error)) => state.fail(id, signal, items, outcome, error),
                 }
             }
         });
     }
 
-    fn exporter(&self) -> Arc<dyn AnyExporter> {
-        self.exporter.lock().clone()
+    fn exporter(&self, signal: Signal) -> Arc<dyn AnyExporter> {
+        self.exporters.lock()[signal].clone()
     }
 
     // ----- flush and shutdown -----
@@ -301,29 +448,42 @@ impl Shared {
     /// Sends all that is queued in this scope, and ends when that is done, or at the deadline.
     pub(crate) fn flush(
         self: &Arc<Self>,
+        signals: Signals,
         scope: Scope,
         timeout: Duration,
     ) -> impl Future<Output = Result<(), FlushError>> + Send + use<> {
-        let flush = self.open_flush(scope);
+        let flush = self.open_flush(signals, scope);
         let shared = self.clone();
         SendFuture::new(async move {
-            let flush = flush?;
+            let (flush, collected) = flush?;
             let result = |state: &mut State| state.result_of(&flush, shared.export_timeout);
             match shared.look(timeout, Reach::NONE, result).await {
-                Some(result) => shared.flush_exporter(result),
+                Some(result) => shared.flush_exporters(signals, result.and(collected)),
                 None => Err(FlushError::Timeout(timeout)),
             }
         })
     }
 
-    fn open_flush(self: &Arc<Self>, scope: Scope) -> Result<Flush, FlushError> {
+    /// Begins a flush, with what came of collecting metrics for it.
+    fn open_flush(
+        self: &Arc<Self>,
+        signals: Signals,
+        scope: Scope,
+    ) -> Result<(Flush, Result<(), FlushError>), FlushError> {
         let reach = match scope {
             Scope::All => Reach::ALL,
             Scope::Trace(trace) | Scope::Request(RequestId { trace, .. }) => Reach::own(trace),
         };
-        self.event(reach, |state| match state.dispatch.is_closed() {
-            true => Err(FlushError::AlreadyShutdown),
-            false => Ok(state.dispatch.open_flush(scope)),
+        let collected = match scope == Scope::All && signals.contains(Signal::Metrics) {
+            true => self.collect_now(),
+            false => Ok(()),
+        };
+        self.event(reach, |state| {
+            let mut covered = signals.iter();
+            match covered.all(|signal| state.dispatch.is_closed(signal)) {
+                true => Err(FlushError::AlreadyShutdown),
+                false => Ok((state.dispatch.open_flush(signals, scope), collected)),
+            }
         })
     }
 
@@ -349,85 +509,110 @@ impl Shared {
         }
     }
 
-    fn flush_exporter(&self, result: Result<(), FlushError>) -> Result<(), FlushError> {
-        let flushed = self.exporter().any_force_flush();
-        result.and(flushed.map_err(|error| FlushError::Exporter(error.to_string())))
+    fn flush_exporters(
+        &self,
+        signals: Signals,
+        result: Result<(), FlushError>,
+    ) -> Result<(), FlushError> {
+        signals.iter().fold(result, |result, signal| {
+            let flushed = self.exporter(signal).any_force_flush();
+            result.and(flushed.map_err(|error| FlushError::Exporter(error.to_string())))
+        })
     }
 
     /// Sends all that is queued. There is no way to wait for it here.
-    pub(crate) fn flush_blocking(self: &Arc<Self>, _timeout: Duration) -> Result<(), FlushError> {
-        let flush = self.open_flush(Scope::All)?;
+    pub(crate) fn flush_blocking(
+        self: &Arc<Self>,
+        signals: Signals,
+        _timeout: Duration,
+    ) -> Result<(), FlushError> {
+        let (flush, collected) = self.open_flush(signals, Scope::All)?;
         let result = |state: &mut State| state.result_of(&flush, self.export_timeout);
         match self.event(Reach::NONE, result) {
-            Some(result) => self.flush_exporter(result),
+            Some(result) => self.flush_exporters(signals, result.and(collected)),
             None => Err(FlushError::WouldDeadlock(Deadlock::NoThreads)),
         }
     }
 
-    /// Takes no more spans, sends all that is queued, and shuts the exporter down when that is done.
+    /// Takes no more of this signal, sends all that is queued, and shuts its exporter down when that is done.
     pub(crate) fn shutdown(
         self: &Arc<Self>,
+        signal: Signal,
         timeout: Duration,
     ) -> impl Future<Output = Result<(), FlushError>> + Send + use<> {
-        let flush = self.begin_shutdown();
+        let (flush, collected) = self.begin_shutdown(signal);
         let shared = self.clone();
-        SendFuture::new(async move { shared.end_shutdown(&flush, timeout).await })
-    }
-
-    pub(crate) fn shutdown_blocking(self: &Arc<Self>, timeout: Duration) -> Result<(), FlushError> {
-        let flush = self.begin_shutdown();
-        self.shut_down_if_drained(timeout);
-        self.shutdown_result(&flush)
-            .unwrap_or(Err(FlushError::WouldDeadlock(Deadlock::NoThreads)))
-    }
-
-    fn begin_shutdown(self: &Arc<Self>) -> Flush {
-        self.event(Reach::ALL, |state| {
-            if !state.dispatch.is_closed() {
-                state.dispatch.close();
-            }
-            state.dispatch.open_flush(Scope::All)
+        SendFuture::new(async move {
+            let ended = shared.end_shutdown(signal, &flush, timeout).await;
+            ended.and(collected)
         })
+    }
+
+    pub(crate) fn shutdown_blocking(
+        self: &Arc<Self>,
+        signal: Signal,
+        timeout: Duration,
+    ) -> Result<(), FlushError> {
+        let (flush, collected) = self.begin_shutdown(signal);
+        self.shut_down_if_drained(signal, timeout);
+        self.shutdown_result(signal, &flush)
+            .unwrap_or(Err(FlushError::WouldDeadlock(Deadlock::NoThreads)))
+            .and(collected)
+    }
+
+    fn begin_shutdown(self: &Arc<Self>, signal: Signal) -> (Flush, Result<(), FlushError>) {
+        let collected = match signal {
+            Signal::Metrics => self.collect_now(),
+            Signal::Spans | Signal::Logs => Ok(()),
+        };
+        let flush = self.event(Reach::ALL, |state| {
+            if !state.dispatch.is_closed(signal) {
+                state.dispatch.close(signal);
+            }
+            state.dispatch.open_flush(Signals::of(signal), Scope::All)
+        });
+        (flush, collected)
     }
 
     async fn end_shutdown(
         self: &Arc<Self>,
+        signal: Signal,
         flush: &Flush,
         timeout: Duration,
     ) -> Result<(), FlushError> {
         let drained = |state: &mut State| {
             state.expire_leases(self.export_timeout);
-            state.dispatch.is_drained().then_some(())
+            state.dispatch.is_drained(signal).then_some(())
         };
         if self.look(timeout, Reach::ALL, drained).await.is_none() {
-            self.event(Reach::NONE, |state| state.dispatch.abandon());
+            self.event(Reach::NONE, |state| state.dispatch.abandon(signal));
         }
-        self.shut_down_if_drained(timeout);
-        self.shutdown_result(flush)
+        self.shut_down_if_drained(signal, timeout);
+        self.shutdown_result(signal, flush)
             .unwrap_or(Err(FlushError::Timeout(timeout)))
     }
 
-    fn shut_down_if_drained(&self, timeout: Duration) {
+    fn shut_down_if_drained(&self, signal: Signal, timeout: Duration) {
         {
             let mut state = self.state.lock();
-            if state.shut_down.is_some() || !state.dispatch.is_drained() {
+            if state.shut_down[signal].is_some() || !state.dispatch.is_drained(signal) {
                 return;
             }
             // Once only, whatever comes of it.
-            state.shut_down = Some(Ok(()));
+            state.shut_down[signal] = Some(Ok(()));
         }
-        let exporter = std::mem::replace(&mut *self.exporter.lock(), Arc::new(Retired));
+        let exporter = std::mem::replace(&mut self.exporters.lock()[signal], Arc::new(Retired));
         let flushed = exporter.any_force_flush();
         let result = flushed
             .and(exporter.any_shutdown(timeout.max(LEAST_SHUTDOWN)))
             .map_err(|error| FlushError::Exporter(error.to_string()));
-        self.state.lock().shut_down = Some(result);
+        self.state.lock().shut_down[signal] = Some(result);
         drop_quietly(exporter);
     }
 
-    fn shutdown_result(&self, flush: &Flush) -> Option<Result<(), FlushError>> {
+    fn shutdown_result(&self, signal: Signal, flush: &Flush) -> Option<Result<(), FlushError>> {
         let mut state = self.state.lock();
-        let exporter = state.shut_down.clone()?;
+        let exporter = state.shut_down[signal].clone()?;
         let lost = state.result_of(flush, self.export_timeout)?;
         Some(lost.and(exporter))
     }
@@ -437,8 +622,8 @@ impl Shared {
         self.export_timeout
     }
 
-    pub(crate) fn set_resource(&self, resource: &Resource) {
-        if let Some(exporter) = Arc::get_mut(&mut *self.exporter.lock()) {
+    pub(crate) fn set_resource(&self, signal: Signal, resource: &Resource) {
+        if let Some(exporter) = Arc::get_mut(&mut self.exporters.lock()[signal]) {
             exporter.any_set_resource(resource);
         }
     }
@@ -458,7 +643,10 @@ impl Shared {
         }
         last_words();
         let mut state = self.state.lock();
-        state.dispatch.close();
+        // Metrics stay where they are: to collect them runs code of the user's.
+        Signal::ALL
+            .into_iter()
+            .for_each(|signal| state.dispatch.close(signal));
         let mut batches: Vec<Batch> = state.starting.drain().map(|(_, batch)| batch).collect();
         while let Some(batch) = state.dispatch.next_batch(None) {
             batches.push(batch);
@@ -467,7 +655,8 @@ impl Shared {
         std::mem::forget(state.dispatch.take_garbage());
         drop(state);
         for batch in batches {
-            let mut export = batch.export_with(self.exporter());
+            let exporter = self.exporter(batch.items.signal());
+            let mut export = batch.export_with(exporter);
             let mut cx = TaskContext::from_waker(Waker::noop());
             let _ = export.as_mut().poll(&mut cx);
             // Dropping it would take it back.
@@ -477,8 +666,8 @@ impl Shared {
 
     // ----- questions -----
 
-    pub(crate) fn is_closed(&self) -> bool {
-        self.state.lock().dispatch.is_closed()
+    pub(crate) fn is_closed(&self, signal: Signal) -> bool {
+        self.state.lock().dispatch.is_closed(signal)
     }
 
     /// Whether a span of this request is open, as far as anybody knows.
@@ -491,8 +680,8 @@ impl Shared {
     }
 
     #[cfg(feature = "metrics")]
-    pub(crate) fn max_pending_spans(&self) -> u64 {
-        self.state.lock().dispatch.max_pending_spans()
+    pub(crate) fn max_pending(&self, signal: Signal) -> u64 {
+        self.state.lock().dispatch.max_pending(signal)
     }
 }
 
@@ -503,6 +692,10 @@ impl State {
     fn next_batch(&mut self, reach: &mut Reach, lease: Option<Instant>) -> Option<Batch> {
         let own = reach.own;
         let own = own.and_then(|trace| self.dispatch.next_batch_of(trace, lease));
+        let own = match own {
+            None if reach.metrics => self.dispatch.next_metrics(lease),
+            own => own,
+        };
         let batch = match own {
             Some(batch) => batch,
             None if reach.others > 0 => {
@@ -515,8 +708,15 @@ impl State {
         Some(batch)
     }
 
-    /// Requests that begin to pause.
-    fn take_paced(&mut self) -> Vec<(RequestId, Duration)> {
+    /// What is closed, and its exporter not yet shut down.
+    fn closing(&self) -> impl Iterator<Item = Signal> + '_ {
+        let closed = |signal: &Signal| self.dispatch.is_closed(*signal);
+        let closed = Signal::ALL.into_iter().filter(closed);
+        closed.filter(|signal| self.shut_down[*signal].is_none())
+    }
+
+    /// Queues that begin to pause.
+    fn take_paced(&mut self) -> Vec<(QueueId, Duration)> {
         let paced = self.dispatch.take_paced();
         for (id, pause) in &paced {
             if let Some(until) = Instant::now().checked_add(*pause + LEASE_GRACE) {
@@ -526,7 +726,7 @@ impl State {
         paced
     }
 
-    fn end_pause(&mut self, id: RequestId) {
+    fn end_pause(&mut self, id: QueueId) {
         self.pauses.retain(|(paused, _)| *paused != id);
         self.dispatch.end_pause(id);
     }
@@ -537,7 +737,7 @@ impl State {
             return;
         }
         let now = Instant::now();
-        let over = |(_, until): &(RequestId, Instant)| *until <= now;
+        let over = |(_, until): &(QueueId, Instant)| *until <= now;
         let ended: Vec<_> = self.pauses.iter().copied().filter(over).collect();
         for (id, _) in ended {
             self.end_pause(id);
@@ -558,16 +758,16 @@ impl State {
                 self.dispatch.discard(batch);
             }
             let error = timed_out(export_timeout);
-            self.fail(overdue.id, overdue.spans, Outcome::TimedOut, error);
+            let (id, signal, items) = (overdue.id, overdue.signal, overdue.items);
+            self.fail(id, signal, items, Outcome::TimedOut, error);
         }
         self.next_expiry = self.dispatch.next_expiry();
     }
 
-    fn fail(&mut self, id: u64, spans: u64, outcome: Outcome, error: String) {
+    fn fail(&mut self, id: u64, signal: Signal, items: u64, outcome: Outcome, error: String) {
         let example = Example::Error(error);
-        self.dispatch
-            .notices
-            .note(Kind::ExportFailed, spans, example);
+        let notices = &mut self.dispatch.notices;
+        notices.note(Kind::ExportFailed(signal), items, example);
         self.dispatch.complete(id, outcome);
     }
 

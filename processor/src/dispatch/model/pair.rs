@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use opentelemetry::Context;
 use opentelemetry::trace::{SpanId, TraceFlags, TraceId};
+use opentelemetry_sdk::trace::SpanData;
 use proptest::prelude::*;
 
-use super::super::{Batch, DropReason, Flush, LATE_ATTRIBUTE, Losses, Origin, Outcome, Scope};
+use super::super::{Batch, DropReason, Flush, Losses, Origin, Outcome, Scope};
 use super::action::{ALL, Action, Id, Parent, Wanted};
 use super::reference::{Owner, Place, Reference, Serial};
 use super::{Check, MAX_BATCH_SIZE, MAX_CONCURRENT, MAX_EXPORTS, MAX_PENDING, Platform};
@@ -17,9 +18,12 @@ use crate::clock::Instant;
 use crate::config::FlushTrigger;
 use crate::dispatch::Dispatch;
 use crate::request::{RequestId, Schedule};
+use crate::signal::{Items, LATE_ATTRIBUTE, Signal, Signals};
 use crate::stats::Stats;
 use crate::sync::{Arc, Weak};
 use crate::testing::span_with_flags;
+
+const SPANS: Signals = Signals::of(Signal::Spans);
 
 /// How long an export may take.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -222,7 +226,7 @@ impl Pair {
         );
         for (id, _) in paced {
             self.tell(format!("the pause of {id:?} ends"));
-            *self.pauses.entry(id).or_default() += 1;
+            *self.pauses.entry(id.request).or_default() += 1;
             self.dispatch.end_pause(id);
         }
         Ok(())
@@ -233,7 +237,7 @@ impl Pair {
         let Some(batch) = self.dispatch.next_batch(Some(deadline)) else {
             return Ok(());
         };
-        let spans: Vec<Serial> = batch.spans.iter().map(serial_of).collect();
+        let spans: Vec<Serial> = spans_of(&batch).iter().map(serial_of).collect();
         self.tell(format!("the exporter gets batch {}: {spans:?}", batch.id));
         self.check_batch(&batch, &spans)?;
         self.exports += 1;
@@ -337,8 +341,8 @@ impl Pair {
         let before = covered.map(|(serial, ..)| serial).collect();
         let (_, reported) = self.reference.losses(trace_of_scope(scope));
         let (id, asked) = match self.platform {
-            Platform::Native => (self.dispatch.begin_flush(scope), None),
-            Platform::Workers => (0, Some(self.dispatch.open_flush(scope))),
+            Platform::Native => (self.dispatch.begin_flush(SPANS, scope), None),
+            Platform::Workers => (0, Some(self.dispatch.open_flush(SPANS, scope))),
         };
         self.flushes.push(Watch {
             id,
@@ -362,7 +366,7 @@ impl Pair {
         if !self.reference.closed {
             self.tell("shutdown");
             self.reference.close();
-            self.dispatch.close();
+            self.dispatch.close(Signal::Spans);
             self.begin_flush(Scope::All, true);
         }
     }
@@ -372,11 +376,12 @@ impl Pair {
             return Ok(());
         }
         self.tell("the shutdown is given up");
-        let waiting = self.dispatch.waiting.iter().flat_map(|batch| &batch.spans);
+        let waiting = self.dispatch.lanes[Signal::Spans].waiting.iter();
+        let waiting = waiting.flat_map(spans_of);
         let waiting: Vec<Serial> = waiting.map(serial_of).collect();
         self.reference
             .settle(&waiting, Outcome::Dropped(DropReason::ShutdownTimeout));
-        self.dispatch.abandon();
+        self.dispatch.abandon(Signal::Spans);
         self.abandoning = true;
         let checked = self.check_flushes();
         self.abandoning = false;
@@ -411,7 +416,12 @@ impl Pair {
         let live = self.reference.requests().count();
         prop_assert_eq!((live, stats.traces), (0, 0));
         prop_assert!(self.flushes.is_empty(), "a flush never ends");
-        prop_assert!(self.dispatch.held.iter().all(|id| id.is_late()));
+        prop_assert!(
+            self.dispatch.lanes[Signal::Spans]
+                .held
+                .iter()
+                .all(|id| id.is_late())
+        );
         Ok(())
     }
 
@@ -458,7 +468,7 @@ impl Pair {
         }
     }
 
-    fn span(&self, serial: Serial, sampled: bool) -> opentelemetry_sdk::trace::SpanData {
+    fn span(&self, serial: Serial, sampled: bool) -> SpanData {
         let flags = match sampled {
             true => TraceFlags::SAMPLED,
             false => TraceFlags::default(),
@@ -493,6 +503,13 @@ fn trace_of_scope(scope: Scope) -> Option<u128> {
     Some(u128::from_be_bytes(trace.to_bytes()))
 }
 
-fn serial_of(span: &opentelemetry_sdk::trace::SpanData) -> Serial {
+fn serial_of(span: &SpanData) -> Serial {
     span.name.parse().expect("spans are named by their serial")
+}
+
+fn spans_of(batch: &Batch) -> &[SpanData] {
+    match &batch.items {
+        Items::Spans(spans) => spans,
+        _ => panic!("a batch of {}", batch.items.signal()),
+    }
 }

@@ -61,6 +61,10 @@ impl Shared {
             state = self.state.lock();
         }
         state.cancel_overdue(now, self.export_timeout);
+        #[cfg(feature = "metric-reader")]
+        if let Some(id) = state.dispatch.collect_if_due(now) {
+            state.jobs.push_back(super::Job::Collect(id));
+        }
         let answers = state.expire(now);
         state.advance();
         let summons = match state.wants_worker() {
@@ -167,7 +171,7 @@ impl State {
             }
             let example = Example::Error(format!("timed out after {timeout:?}"));
             let notices = &mut self.dispatch.notices;
-            notices.note(Kind::ExportFailed, overdue.spans, example);
+            notices.note(Kind::ExportFailed(overdue.signal), overdue.items, example);
         }
     }
 }

@@ -29,13 +29,22 @@ use opentelemetry_sdk::trace::SpanData;
 
 use crate::clock::Instant;
 use crate::config::Config;
+#[cfg(feature = "logs")]
+use crate::dispatch::Emitted;
+#[cfg(feature = "metric-reader")]
+use crate::dispatch::collections::Pace;
 use crate::dispatch::{Dispatch, Losses, Report, Scope};
 use crate::error::{ConfigError, FlushError};
 use crate::export::{AnyExporter, Retired};
 use crate::hash::IdHash;
 use crate::notices::{Example, Kind};
+#[cfg(feature = "metric-reader")]
+use crate::reader::{Collector, TOO_MANY};
 use crate::request::RequestId;
 use crate::runtime::drop_quietly;
+#[cfg(feature = "logs")]
+use crate::signal::LogData;
+use crate::signal::{PerSignal, Signal, Signals};
 use crate::stats::Stats;
 use crate::sync::{Arc, AtomicU64, Condvar, Mutex, MutexGuard, Ordering, thread};
 
@@ -43,7 +52,7 @@ use pool::{Pool, Summons};
 pub(crate) use tokio_runtime::OwnRuntime;
 use wait::mark_own_thread;
 
-/// What the processor, its handles and its threads share.
+/// What the processors, their handles and their threads share.
 #[derive(Debug)]
 pub(crate) struct Shared {
     state: Mutex<State>,
@@ -51,11 +60,13 @@ pub(crate) struct Shared {
     driver: Condvar,
     /// Wakes an idle worker.
     workers: Condvar,
-    /// Shared with exports under way. Only `set_resource` changes it, before the first span.
-    exporter: Mutex<Arc<dyn AnyExporter>>,
+    /// Shared with exports under way. Only `set_resource` changes one, before the first span.
+    exporters: Mutex<PerSignal<Arc<dyn AnyExporter>>>,
+    #[cfg(feature = "metric-reader")]
+    collector: Mutex<Option<Arc<Collector>>>,
     export_timeout: Duration,
     runtime: OwnRuntime,
-    /// Whether the exporter was made inside our own runtime, and so needs no other.
+    /// Whether the exporters were made inside our own runtime, and so need no other.
     independent: bool,
     /// Goes up whenever an export wakes up or ends. A synchronous wait watches it (see `wait`).
     progress: AtomicU64,
@@ -69,26 +80,48 @@ pub(crate) struct State {
     /// Exporter calls that are not exports, for the next free thread.
     jobs: VecDeque<Job>,
     waiters: HashMap<u64, Waiter, IdHash>,
-    /// Whether the exporter's `shutdown` has been scheduled.
-    finalized: bool,
-    /// Whether the exporter's `shutdown` has been called.
-    shut_down: bool,
+    /// How far each signal is.
+    life: PerSignal<Life>,
     /// Whether a thread is logging notices.
     speaking: bool,
 }
 
-/// What remains to be done for a flush once its batches are done.
+/// Where a signal is between its first item and the shutdown of its exporter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Life {
+    /// Nobody exports it.
+    Absent,
+    Running,
+    /// The exporter's `shutdown` has been scheduled.
+    Finalized,
+    /// The exporter's `shutdown` has been called.
+    ShutDown,
+}
+
+impl Life {
+    fn is_over(self) -> bool {
+        matches!(self, Self::Absent | Self::ShutDown)
+    }
+}
+
+/// Something that calls code of the user's, and is no export.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Job {
-    /// Call the exporter's `force_flush`, for this flush.
-    Flush(u64),
+    /// Call the exporters' `force_flush`, for this flush, whose batches are done.
+    Flush(u64, Signals),
     /// Call the exporter's `force_flush` and then its `shutdown`.
-    Shutdown,
+    Shutdown(Signal),
+    /// Collect metrics, for the batch of this id.
+    #[cfg(feature = "metric-reader")]
+    Collect(u64),
 }
 
 /// Somebody who waits for a flush.
 struct Waiter {
     kind: WaiterKind,
+    signals: Signals,
+    /// Why it will not have done all, whatever becomes of its batches.
+    failure: Option<FlushError>,
     timeout: Duration,
     deadline: Option<Instant>,
     report: Report,
@@ -98,7 +131,7 @@ struct Waiter {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum WaiterKind {
     Flush,
-    Shutdown,
+    Shutdown(Signal),
 }
 
 /// What a waiter is told.
@@ -157,18 +190,51 @@ impl Shared {
                 pool: Pool::new(config.max_concurrent_exports()),
                 jobs: VecDeque::new(),
                 waiters: HashMap::default(),
-                finalized: false,
-                shut_down: false,
+                life: PerSignal::new(|signal| match signal {
+                    Signal::Spans => Life::Running,
+                    Signal::Logs | Signal::Metrics => Life::Absent,
+                }),
                 speaking: false,
             }),
             driver: Condvar::default(),
             workers: Condvar::default(),
-            exporter: Mutex::new(exporter),
+            exporters: Mutex::new(PerSignal::new(|signal| match signal {
+                Signal::Spans => exporter.clone(),
+                Signal::Logs | Signal::Metrics => Arc::new(Retired),
+            })),
+            #[cfg(feature = "metric-reader")]
+            collector: Mutex::new(None),
             export_timeout: config.export_timeout(),
             runtime,
             independent,
             progress: AtomicU64::new(0),
         })
+    }
+
+    /// Another signal is exported from now on, by this exporter. False if one is already, or if everything is shut down:
+    /// then the signal is shut down, too.
+    pub(crate) fn join(&self, signal: Signal, exporter: Arc<dyn AnyExporter>) -> bool {
+        let mut state = self.state.lock();
+        let absent = state.life[signal] == Life::Absent;
+        if absent && state.has_ended() {
+            state.life[signal] = Life::ShutDown;
+            state.dispatch.close(signal);
+            return true;
+        }
+        if absent {
+            state.life[signal] = Life::Running;
+            self.exporters.lock()[signal] = exporter;
+        }
+        absent
+    }
+
+    /// Metrics come from this collector, as often as it says.
+    #[cfg(feature = "metric-reader")]
+    pub(crate) fn collect_from(&self, collector: Arc<Collector>, pace: Pace) {
+        *self.collector.lock() = Some(collector);
+        let mut state = self.state.lock();
+        state.dispatch.set_pace(pace);
+        self.wake_driver(&mut state);
     }
 
     // ----- the hot path -----
@@ -191,6 +257,15 @@ impl Shared {
         state.dispatch.end(&mut span);
         self.unlock(state);
         drop(span);
+    }
+
+    #[cfg(feature = "logs")]
+    pub(crate) fn emit(&self, log: LogData, of: Emitted) {
+        let mut log = Some(log);
+        let mut state = self.state.lock();
+        state.dispatch.emit(&mut log, of);
+        self.unlock(state);
+        drop(log);
     }
 
     /// Keeps a request open with a child that is no span.
@@ -232,60 +307,89 @@ impl Shared {
     /// Starts a flush, which is done when its future is, or when its deadline has passed.
     pub(crate) fn flush(
         self: &Arc<Self>,
+        signals: Signals,
         scope: Scope,
         timeout: Duration,
     ) -> impl Future<Output = Result<(), FlushError>> + Send + use<> {
         let (answer, heard) = self.answer();
-        self.begin(WaiterKind::Flush, scope, timeout, answer);
+        self.begin_flush(signals, scope, timeout, answer);
         heard
     }
 
-    pub(crate) fn flush_blocking(self: &Arc<Self>, timeout: Duration) -> Result<(), FlushError> {
-        self.wait_for(|answer| self.begin(WaiterKind::Flush, Scope::All, timeout, answer))
+    pub(crate) fn flush_blocking(
+        self: &Arc<Self>,
+        signals: Signals,
+        timeout: Duration,
+    ) -> Result<(), FlushError> {
+        self.wait_for(|answer| self.begin_flush(signals, Scope::All, timeout, answer))
     }
 
-    /// Takes no more spans, flushes, and shuts the exporter down. A second call is answered when the first one is done.
+    /// Takes no more of this signal, flushes, and shuts its exporter down. A second call is answered when the first one is
+    /// done.
     pub(crate) fn shutdown(
         self: &Arc<Self>,
+        signal: Signal,
         timeout: Duration,
     ) -> impl Future<Output = Result<(), FlushError>> + Send + use<> {
         let (answer, heard) = self.answer();
-        self.begin(WaiterKind::Shutdown, Scope::All, timeout, answer);
+        self.begin_shutdown(signal, timeout, answer);
         heard
     }
 
-    pub(crate) fn shutdown_blocking(self: &Arc<Self>, timeout: Duration) -> Result<(), FlushError> {
-        self.wait_for(|answer| self.begin(WaiterKind::Shutdown, Scope::All, timeout, answer))
+    pub(crate) fn shutdown_blocking(
+        self: &Arc<Self>,
+        signal: Signal,
+        timeout: Duration,
+    ) -> Result<(), FlushError> {
+        self.wait_for(|answer| self.begin_shutdown(signal, timeout, answer))
     }
 
-    fn begin(self: &Arc<Self>, kind: WaiterKind, scope: Scope, timeout: Duration, answer: Answer) {
+    fn begin_flush(
+        self: &Arc<Self>,
+        signals: Signals,
+        scope: Scope,
+        timeout: Duration,
+        answer: Answer,
+    ) {
         let mut state = self.state.lock();
-        let id = match (kind, state.dispatch.is_closed()) {
-            (WaiterKind::Flush, true) => {
-                drop(state);
-                answer(Told::now(Err(FlushError::AlreadyShutdown)));
-                return;
-            }
-            (_, true) if state.shut_down => {
-                drop(state);
-                answer(Told::now(Ok(())));
-                return;
-            }
+        let mut covered = signals.iter();
+        if covered.all(|signal| state.dispatch.is_closed(signal)) {
+            drop(state);
+            answer(Told::now(Err(FlushError::AlreadyShutdown)));
+            return;
+        }
+        let mut waiter = Waiter::new(WaiterKind::Flush, signals, timeout, answer);
+        if scope == Scope::All && signals.contains(Signal::Metrics) {
+            waiter.failure = state.collect().err();
+        }
+        let id = state.dispatch.begin_flush(signals, scope);
+        self.wait_with(state, id, waiter);
+    }
+
+    fn begin_shutdown(self: &Arc<Self>, signal: Signal, timeout: Duration, answer: Answer) {
+        let mut state = self.state.lock();
+        if state.life[signal].is_over() {
+            drop(state);
+            answer(Told::now(Ok(())));
+            return;
+        }
+        let signals = Signals::of(signal);
+        let mut waiter = Waiter::new(WaiterKind::Shutdown(signal), signals, timeout, answer);
+        let id = match state.dispatch.is_closed(signal) {
             // A shutdown is under way: this one waits for its end.
-            (_, true) => state.dispatch.new_id(),
-            (WaiterKind::Flush, false) => state.dispatch.begin_flush(scope),
-            (WaiterKind::Shutdown, false) => {
-                state.dispatch.close();
-                state.dispatch.begin_flush(scope)
+            true => state.dispatch.new_id(),
+            false => {
+                if signal == Signal::Metrics {
+                    waiter.failure = state.collect().err();
+                }
+                state.dispatch.close(signal);
+                state.dispatch.begin_flush(signals, Scope::All)
             }
         };
-        let waiter = Waiter {
-            kind,
-            timeout,
-            deadline: Instant::now().checked_add(timeout),
-            report: Report::default(),
-            answer,
-        };
+        self.wait_with(state, id, waiter);
+    }
+
+    fn wait_with(self: &Arc<Self>, mut state: MutexGuard<'_, State>, id: u64, waiter: Waiter) {
         state.waiters.insert(id, waiter);
         state.advance();
         let summons = match state.wants_worker() {
@@ -316,20 +420,23 @@ impl Shared {
 
     // ----- the exporter -----
 
-    fn exporter(&self) -> Arc<dyn AnyExporter> {
-        self.exporter.lock().clone()
+    fn exporter(&self, signal: Signal) -> Arc<dyn AnyExporter> {
+        self.exporters.lock()[signal].clone()
     }
 
-    /// Lets go of the exporter and the runtime when both have done their work: handles may stay for long.
+    /// Lets go of the exporters and the runtime when all have done their work: handles may stay for long.
     fn retire(&self) {
-        let exporter = std::mem::replace(&mut *self.exporter.lock(), Arc::new(Retired));
-        drop_quietly(exporter);
+        let retired = PerSignal::new(|_| Arc::new(Retired) as Arc<dyn AnyExporter>);
+        let exporters = std::mem::replace(&mut *self.exporters.lock(), retired);
+        drop_quietly(exporters);
+        #[cfg(feature = "metric-reader")]
+        drop_quietly(self.collector.lock().take());
         self.runtime.stop();
     }
 
-    pub(crate) fn set_resource(&self, resource: &Resource) {
-        let mut exporter = self.exporter.lock();
-        match Arc::get_mut(&mut exporter) {
+    pub(crate) fn set_resource(&self, signal: Signal, resource: &Resource) {
+        let mut exporters = self.exporters.lock();
+        match Arc::get_mut(&mut exporters[signal]) {
             Some(exporter) => exporter.any_set_resource(resource),
             None => {
                 otel_warn!(
@@ -342,8 +449,8 @@ impl Shared {
 
     // ----- questions -----
 
-    pub(crate) fn is_closed(&self) -> bool {
-        self.state.lock().dispatch.is_closed()
+    pub(crate) fn is_closed(&self, signal: Signal) -> bool {
+        self.state.lock().dispatch.is_closed(signal)
     }
 
     pub(crate) fn stats(&self) -> Stats {
@@ -351,8 +458,8 @@ impl Shared {
     }
 
     #[cfg(feature = "metrics")]
-    pub(crate) fn max_pending_spans(&self) -> u64 {
-        self.state.lock().dispatch.max_pending_spans()
+    pub(crate) fn max_pending(&self, signal: Signal) -> u64 {
+        self.state.lock().dispatch.max_pending(signal)
     }
 
     fn progress(&self) -> u64 {
@@ -367,41 +474,64 @@ impl Shared {
 }
 
 impl State {
+    /// Begins to collect metrics, if there is somebody who does.
+    fn collect(&mut self) -> Result<(), FlushError> {
+        #[cfg(feature = "metric-reader")]
+        if self.life[Signal::Metrics] == Life::Running {
+            if !self.dispatch.may_collect() {
+                return Err(FlushError::Collect(TOO_MANY.to_owned()));
+            }
+            let id = self.dispatch.begin_collection(Instant::now());
+            self.jobs.push_back(Job::Collect(id));
+        }
+        Ok(())
+    }
+
     /// Schedules what follows for flushes whose batches are done, and for a shutdown when nothing is pending any more.
     fn advance(&mut self) {
         for (id, report) in self.dispatch.take_finished() {
             if let Some(waiter) = self.waiters.get_mut(&id) {
                 waiter.report = report;
                 if waiter.kind == WaiterKind::Flush {
-                    self.jobs.push_back(Job::Flush(id));
+                    self.jobs.push_back(Job::Flush(id, waiter.signals));
                 }
             }
         }
         // After the flushes that began before it. Its own may have been given up.
-        if self.dispatch.is_closed() && self.dispatch.is_drained() && !self.finalized {
-            self.finalized = true;
-            self.jobs.push_back(Job::Shutdown);
+        for signal in Signal::ALL {
+            let done = self.dispatch.is_closed(signal) && self.dispatch.is_drained(signal);
+            if done && self.life[signal] == Life::Running {
+                self.life[signal] = Life::Finalized;
+                self.jobs.push_back(Job::Shutdown(signal));
+            }
         }
     }
 
     /// The last step of a flush or a shutdown: the exporter has answered.
     fn conclude(&mut self, job: Job, exporter: Result<(), String>) -> Answers {
         let concluded: Vec<u64> = match job {
-            Job::Flush(id) => vec![id],
-            Job::Shutdown => {
-                self.shut_down = true;
-                // Nobody else waits once the dispatch is closed and drained.
-                self.waiters.keys().copied().collect()
+            Job::Flush(id, _) => vec![id],
+            Job::Shutdown(signal) => {
+                self.life[signal] = Life::ShutDown;
+                let of_signal = |(_, waiter): &(&u64, &Waiter)| {
+                    waiter.kind == WaiterKind::Shutdown(signal)
+                        || (self.has_ended() && waiter.kind == WaiterKind::Flush)
+                };
+                let waiters = self.waiters.iter().filter(of_signal);
+                waiters.map(|(id, _)| *id).collect()
             }
+            #[cfg(feature = "metric-reader")]
+            Job::Collect(_) => Vec::new(),
         };
         let mut answers = Answers::new();
         for id in concluded {
             if let Some(waiter) = self.waiters.remove(&id) {
                 let Losses { failed, dropped } = waiter.report.losses;
-                let result = match &exporter {
+                let result = match (waiter.failure, &exporter) {
                     _ if failed + dropped > 0 => Err(FlushError::Lost { failed, dropped }),
-                    Ok(()) => Ok(()),
-                    Err(message) => Err(FlushError::Exporter(message.clone())),
+                    (Some(failure), _) => Err(failure),
+                    (None, Ok(())) => Ok(()),
+                    (None, Err(message)) => Err(FlushError::Exporter(message.clone())),
                 };
                 let report = waiter.report;
                 answers.push((waiter.answer, Told { result, report }));
@@ -422,13 +552,19 @@ impl State {
         let mut answers = Answers::new();
         for id in late {
             self.dispatch.cancel_flush(id);
-            self.jobs.retain(|job| *job != Job::Flush(id));
+            self.jobs
+                .retain(|job| !matches!(job, Job::Flush(of, _) if *of == id));
             if let Some(waiter) = self.waiters.remove(&id) {
                 let error = FlushError::Timeout(waiter.timeout);
                 answers.push((waiter.answer, Told::now(Err(error))));
                 // Another call may have given it more time.
-                if waiter.kind == WaiterKind::Shutdown && self.shutdown_deadlines().count() == 0 {
-                    self.dispatch.abandon();
+                match waiter.kind {
+                    WaiterKind::Shutdown(signal)
+                        if self.shutdown_deadlines(signal).count() == 0 =>
+                    {
+                        self.dispatch.abandon(signal);
+                    }
+                    _ => {}
                 }
             }
         }
@@ -436,16 +572,21 @@ impl State {
     }
 
     /// Of those who wait for the shutdown.
-    fn shutdown_deadlines(&self) -> impl Iterator<Item = Option<Instant>> {
+    fn shutdown_deadlines(&self, signal: Signal) -> impl Iterator<Item = Option<Instant>> {
         let waiters = self.waiters.values();
         waiters
-            .filter(|waiter| waiter.kind == WaiterKind::Shutdown)
+            .filter(move |waiter| waiter.kind == WaiterKind::Shutdown(signal))
             .map(|waiter| waiter.deadline)
     }
 
-    /// Whether the processor is shut down and everything that belongs to that is done or under way.
+    /// Whether every signal that there ever was is shut down.
+    fn has_ended(&self) -> bool {
+        self.life.iter().all(|life| life.is_over())
+    }
+
+    /// Whether everything is shut down, and all that belongs to that is done or under way.
     fn is_over(&self) -> bool {
-        self.shut_down && self.waiters.is_empty() && !self.dispatch.has_garbage()
+        self.has_ended() && self.waiters.is_empty() && !self.dispatch.has_garbage()
     }
 
     fn next_deadline(&self) -> Option<Instant> {
@@ -455,7 +596,26 @@ impl State {
             true => None,
             false => self.dispatch.notices.next_due(),
         };
-        flushes.chain(exports).chain(notices).min()
+        #[cfg(feature = "metric-reader")]
+        let collection = self.dispatch.next_collection();
+        #[cfg(not(feature = "metric-reader"))]
+        let collection = None;
+        let deadlines = flushes.chain(exports).chain(notices);
+        deadlines.chain(collection).min()
+    }
+}
+
+impl Waiter {
+    fn new(kind: WaiterKind, signals: Signals, timeout: Duration, answer: Answer) -> Self {
+        Self {
+            kind,
+            signals,
+            failure: None,
+            timeout,
+            deadline: Instant::now().checked_add(timeout),
+            report: Report::default(),
+            answer,
+        }
     }
 }
 

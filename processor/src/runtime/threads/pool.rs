@@ -9,6 +9,7 @@ use super::worker::{Work, work};
 use crate::export::Export;
 use crate::hash::IdHash;
 use crate::notices::{Example, Kind};
+use crate::signal::Signal;
 use crate::sync::{Arc, Weak};
 
 /// The most workers, when concurrent exports are not limited.
@@ -66,8 +67,8 @@ impl Pool {
     pub(crate) fn new(max_concurrent_exports: usize) -> Self {
         let max_workers = match max_concurrent_exports {
             0 => MAX_WORKERS,
-            // And one for a call that is not an export, and one to drop things, for those may block, too.
-            max => max.min(MAX_WORKERS) + 2,
+            // Of each signal. And one for a call that is not an export, and one to drop things, for those may block, too.
+            max => max.saturating_mul(Signal::ALL.len()).min(MAX_WORKERS) + 2,
         };
         Self {
             running: HashMap::default(),

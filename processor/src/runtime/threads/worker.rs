@@ -11,8 +11,11 @@ use super::pool::{Alarm, Running};
 use super::{Job, Shared, State, drop_quietly, give};
 use crate::clock::Instant;
 use crate::dispatch::{Batch, Garbage, Outcome};
+#[cfg(feature = "metric-reader")]
+use crate::error::FlushError;
 use crate::export::Export;
 use crate::notices::{Example, Kind};
+use crate::signal::Signal;
 use crate::sync::{Arc, MutexGuard};
 
 /// An exporter whose calls return within this time is quick: it does not block, or hardly.
@@ -62,7 +65,8 @@ pub(super) fn work(shared: &Arc<Shared>) {
             Work::Poll(id, export) => polled = Some(shared.poll(id, export, Instant::now())),
             Work::Start(batch, began) => {
                 let id = batch.id;
-                let export = batch.export_with(shared.exporter());
+                let exporter = shared.exporter(batch.items.signal());
+                let export = batch.export_with(exporter);
                 polled = Some(shared.poll(id, export, began));
             }
         }
@@ -111,17 +115,17 @@ impl Shared {
         let id = polled.id;
         state.pool.quick = polled.quick;
         // None if its deadline has passed: then it is accounted for, and only its slot is to be freed.
-        let spans = state.dispatch.in_flight(id);
+        let flight = state.dispatch.in_flight(id);
         let outcome = match (polled.result, polled.export) {
-            (Poll::Pending, Some(export)) if spans.is_some() => {
+            (Poll::Pending, Some(export)) if flight.is_some() => {
                 state.pool.put_back(id, export);
                 return state;
             }
             (Poll::Ready(Ok(())), _) => Outcome::Exported,
             (Poll::Ready(Err(example)), _) => {
-                if let Some(spans) = spans {
+                if let Some((signal, items)) = flight {
                     let notices = &mut state.dispatch.notices;
-                    notices.note(Kind::ExportFailed, spans, example);
+                    notices.note(Kind::ExportFailed(signal), items, example);
                 }
                 Outcome::Failed
             }
@@ -239,20 +243,28 @@ fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
 }
 
 impl Shared {
-    /// Calls into the exporter for something that is not an export.
+    /// Calls code of the user's for something that is not an export.
     fn perform(self: &Arc<Self>, job: Job) {
-        let exporter = self.exporter();
-        let flushed = answered(|| exporter.any_force_flush());
         let result = match job {
-            Job::Flush(_) => flushed,
-            Job::Shutdown => {
+            Job::Flush(_, signals) => signals
+                .iter()
+                .map(|signal| self.flush_exporter(signal))
+                .fold(Ok(()), Result::and),
+            Job::Shutdown(signal) => {
+                let flushed = self.flush_exporter(signal);
                 // Whatever became of the flush.
-                let remaining = self.remaining();
+                let remaining = self.remaining(signal);
+                let exporter = self.exporter(signal);
                 let shut_down = answered(|| exporter.any_shutdown(remaining));
+                drop_quietly(exporter);
                 flushed.and(shut_down)
             }
+            #[cfg(feature = "metric-reader")]
+            Job::Collect(id) => {
+                self.collect(id);
+                Ok(())
+            }
         };
-        drop_quietly(exporter);
         let mut state = self.state.lock();
         state.pool.busy_with_job = false;
         let answers = state.conclude(job, result);
@@ -263,10 +275,39 @@ impl Shared {
         give(answers);
     }
 
+    fn flush_exporter(&self, signal: Signal) -> Result<(), String> {
+        let exporter = self.exporter(signal);
+        let flushed = answered(|| exporter.any_force_flush());
+        drop_quietly(exporter);
+        flushed
+    }
+
+    /// Collects metrics, which runs callbacks of the user's. Flushes that have begun since it was asked for hear if it fails.
+    #[cfg(feature = "metric-reader")]
+    fn collect(&self, id: u64) {
+        let collector = self.collector.lock().clone();
+        let collected = collector.map_or(Ok(None), |collector| collector.collect());
+        let mut state = self.state.lock();
+        if let Err(error) = &collected {
+            let example = Example::Error(error.clone());
+            state.dispatch.notices.note(Kind::CollectFailed, 1, example);
+            let waiters = state.waiters.iter_mut();
+            for (_, waiter) in waiters.filter(|(of, _)| **of > id) {
+                if waiter.signals.contains(Signal::Metrics) {
+                    waiter.failure = Some(FlushError::Collect(error.clone()));
+                }
+            }
+        }
+        state
+            .dispatch
+            .end_collection(id, collected.unwrap_or_default());
+        state.advance();
+    }
+
     /// The time that the exporter has for its shutdown: what is left of the latest deadline, and never nothing.
-    fn remaining(&self) -> Duration {
+    fn remaining(&self, signal: Signal) -> Duration {
         let state = self.state.lock();
-        let latest = state.shutdown_deadlines().flatten().max();
+        let latest = state.shutdown_deadlines(signal).flatten().max();
         let left = latest.map(|latest| latest.saturating_duration_since(Instant::now()));
         left.unwrap_or_default().max(LEAST_SHUTDOWN)
     }

@@ -17,7 +17,7 @@ impl Pair {
         };
         prop_assert!((1..=most).contains(&spans.len()), "{} spans", spans.len());
         let credentials = batch.context.get::<Credentials>();
-        for (span, serial) in batch.spans.iter().zip(spans) {
+        for (span, serial) in spans_of(batch).iter().zip(spans) {
             prop_assert!(self.exported.insert(*serial), "span {serial} leaves twice");
             let Place::Pending(owner) = self.reference.spans[*serial].place else {
                 return Err(TestCaseError::fail(format!("span {serial} is not pending")));
@@ -33,7 +33,7 @@ impl Pair {
             let said = marked.next().map(|kv| kv.value.clone());
             prop_assert_eq!(said, mark, "the mark of span {}", serial);
         }
-        let traces = batch.spans.iter().map(|s| s.span_context.trace_id());
+        let traces = spans_of(batch).iter().map(|s| s.span_context.trace_id());
         let traces = traces.collect::<HashSet<_>>().len();
         prop_assert!(self.platform == Platform::Native || traces == 1);
         Ok(())
@@ -97,8 +97,11 @@ impl Pair {
         before: &Stats,
         newest: u64,
     ) -> Check {
-        let batches = self.dispatch.waiting.iter().filter(|b| b.id > newest);
-        let batches: Vec<_> = batches.map(|b| (b.origin.clone(), b.spans.len())).collect();
+        let batches = self.dispatch.lanes[Signal::Spans]
+            .waiting
+            .iter()
+            .filter(|b| b.id > newest);
+        let batches: Vec<_> = batches.map(|b| (b.origin.clone(), b.items.len())).collect();
         // A span was dropped although all that is pending waits for roots to end.
         let dropped = |stats: &Stats| stats.dropped.by(DropReason::QueueFull);
         let burst =
@@ -149,10 +152,11 @@ impl Pair {
         let late = (1..=TRACES).map(|trace| RequestId::late(TraceId::from(trace)));
         for id in live.chain(late).collect::<Vec<_>>() {
             let request = self.dispatch.request(id);
-            let Some(request) = request.filter(|request| !request.queue.is_empty()) else {
+            let queue = request.and_then(|request| request.queue(Signal::Spans));
+            let Some(queue) = queue.filter(|queue| !queue.is_empty()) else {
                 continue;
             };
-            let paced = self.platform == Platform::Workers && request.schedule == Schedule::Paced;
+            let paced = self.platform == Platform::Workers && queue.schedule == Schedule::Paced;
             let reason = paced || self.under_way(id) > 0 || self.waits_for_root(id);
             prop_assert!(reason, "the queue of {id:?} stays");
         }
@@ -166,7 +170,11 @@ impl Pair {
         prop_assert!(stats.is_balanced(), "{stats:?}");
         prop_assert!(stats.pending() <= MAX_PENDING as u64, "{stats:?}");
         let pending = self.reference.pending().count() as u64;
-        let waiting: usize = self.dispatch.waiting.iter().map(|b| b.spans.len()).sum();
+        let waiting: usize = self.dispatch.lanes[Signal::Spans]
+            .waiting
+            .iter()
+            .map(|b| b.items.len())
+            .sum();
         let flying = self.exporter.iter().filter(|export| !export.given_up);
         let flying: usize = flying.map(|export| export.spans.len()).sum();
         prop_assert!(waiting + flying <= pending as usize, "{stats:?}");
@@ -185,7 +193,10 @@ impl Pair {
             self.exporter.len()
         );
         let live = |id: &RequestId| !self.is_over(*id);
-        prop_assert!(self.dispatch.held.iter().all(live), "what is over is held");
+        prop_assert!(
+            self.dispatch.lanes[Signal::Spans].held.iter().all(live),
+            "what is over is held"
+        );
         Ok(())
     }
 
@@ -228,7 +239,10 @@ impl Pair {
 
     /// How many batches of a request wait or are in flight.
     fn under_way(&self, id: RequestId) -> usize {
-        let waiting = self.dispatch.waiting.iter().map(|batch| &batch.origin);
+        let waiting = self.dispatch.lanes[Signal::Spans]
+            .waiting
+            .iter()
+            .map(|batch| &batch.origin);
         let in_flight = self.dispatch.in_flight.values().map(|f| &f.origin);
         waiting
             .chain(in_flight)
