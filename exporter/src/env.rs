@@ -3,7 +3,8 @@
 //! A variable that is empty is unset. The one for traces wins over the general one. What does not parse is ignored with
 //! a [`Complaint`], and the next source is asked.
 
-use crate::config::{Compression, Endpoint, parse_header};
+use crate::config::{Compression, parse_header};
+use crate::endpoint::Endpoint;
 use crate::redact;
 use http::{HeaderName, HeaderValue};
 use percent_encoding::percent_decode_str;

@@ -108,6 +108,7 @@ mod config;
 mod credentials;
 mod delivery;
 pub mod encode;
+mod endpoint;
 mod env;
 mod error;
 mod exporter;

@@ -11,9 +11,9 @@ use opentelemetry_http::{Bytes, HttpClient, HttpError};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::Endpoint;
 use crate::credentials::ExportToken;
 use crate::delivery::{Body, Delivery, Limits};
+use crate::endpoint::Endpoint;
 use crate::error::ExportError;
 use crate::retry::RetryPolicy;
 use crate::sync::Mutex;

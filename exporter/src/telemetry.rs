@@ -1,7 +1,7 @@
 //! What the exporter says about itself: counters, OpenTelemetry metrics, and warnings at a limited rate.
 
 use crate::clock;
-use crate::config::Endpoint;
+use crate::endpoint::Endpoint;
 use crate::stats::{Counters, ExporterStats, FailureReason};
 use http::StatusCode;
 #[cfg(feature = "metrics")]
