@@ -2,7 +2,7 @@
 
 use crate::config::{Compression, DirectExporterBuilder};
 use crate::delivery::{Body, Budget, Delivery, MAX_RESPONSE_BYTES};
-use crate::encode::{EncodedResource, Plan};
+use crate::encode::{self, Encoded, EncodedResource, Encoding};
 use crate::error::{CheckError, ExportError, describe, to_sdk};
 use crate::log::{log_failure, log_warning};
 use crate::stats::{ExporterStats, FailureReason};
@@ -233,22 +233,26 @@ impl Shared {
         in_flight: &mut InFlight<'_>,
         errors: &mut Vec<ExportError>,
     ) -> Vec<Prepared> {
-        let mut plan = Plan::new(resource, &batch);
-        let division = plan.divide(self.max_request_bytes);
-        if division.too_large > 0 {
+        let requests = encode::spans(
+            resource,
+            &batch,
+            Encoding::default(),
+            self.max_request_bytes,
+        );
+        if requests.too_large > 0 {
             let error = ExportError::TooLarge {
-                spans: division.too_large,
+                spans: requests.too_large,
                 of: batch.len(),
                 max_bytes: self.max_request_bytes,
             };
-            self.fail(in_flight, division.too_large, &error);
+            self.fail(in_flight, requests.too_large, &error);
             errors.push(error);
         }
-        let prepare = |range: std::ops::Range<usize>| Prepared {
-            spans: range.len(),
-            body: compress::body(plan.encode(range), self.compression),
+        let prepare = |request: Encoded| Prepared {
+            spans: request.items,
+            body: compress::body(request.bytes, self.compression),
         };
-        division.requests.into_iter().map(prepare).collect()
+        requests.bodies.into_iter().map(prepare).collect()
     }
 
     async fn deliver(

