@@ -1,7 +1,7 @@
 //! Where requests go: an absolute URL, from a setting or by default.
 
-use crate::error::ConfigError;
 use crate::redact;
+use crate::signal::Signal;
 use http::Uri;
 use http::uri::{PathAndQuery, Scheme};
 use std::fmt;
@@ -33,25 +33,29 @@ impl Endpoint {
     }
 
     /// A base URL, to which the path of the signal is appended.
-    pub(crate) fn parse_base(text: &str) -> Result<Self, &'static str> {
+    pub(crate) fn parse_base(text: &str, signal: Signal) -> Result<Self, &'static str> {
         let mut parts = Self::parse(text)?.uri.into_parts();
         let base = parts.path_and_query.as_ref();
         let path = base.map_or("", PathAndQuery::path).trim_end_matches('/');
         let query = base.and_then(PathAndQuery::query);
         let query = query.map_or_else(String::new, |query| format!("?{query}"));
-        let path = format!("{path}/v1/traces{query}");
+        let path = format!("{path}/{}{query}", signal.path());
         parts.path_and_query = Some(path.parse().map_err(|_| "path cannot be extended")?);
         let uri = Uri::from_parts(parts).map_err(|_| "not a URL")?;
         Ok(Self { uri })
     }
 
     /// In a Worker there is no local collector to assume.
-    pub(crate) fn by_default() -> Result<Self, ConfigError> {
+    pub(crate) fn by_default(signal: Signal) -> Option<Self> {
         if cfg!(target_family = "wasm") {
-            return Err(ConfigError::NoEndpoint);
+            return None;
         }
-        Ok(Self {
-            uri: Uri::from_static("http://localhost:4318/v1/traces"),
+        Some(Self {
+            uri: Uri::from_static(match signal {
+                Signal::Traces => "http://localhost:4318/v1/traces",
+                Signal::Logs => "http://localhost:4318/v1/logs",
+                Signal::Metrics => "http://localhost:4318/v1/metrics",
+            }),
         })
     }
 
@@ -86,22 +90,35 @@ impl fmt::Display for Endpoint {
 mod tests {
     use super::*;
 
-    /// Scenario: base endpoints with and without path, slashes and query.
-    /// Guarantees: `v1/traces` follows the base's own path behind exactly one slash, and the query stays.
+    /// Scenario: base endpoints with and without path, slashes and query, for each signal.
+    /// Guarantees: the signal's path follows the base's own path behind exactly one slash, and the query stays.
     #[test]
     fn signal_path_follows_the_base_path_with_one_slash() {
         let cases = [
-            ("http://h", "http://h/v1/traces"),
-            ("http://h/", "http://h/v1/traces"),
-            ("http://h//", "http://h/v1/traces"),
-            ("https://h:1/p", "https://h:1/p/v1/traces"),
-            ("http://h/p/q/", "http://h/p/q/v1/traces"),
-            ("http://h/p?k=v", "http://h/p/v1/traces?k=v"),
-            ("http://[::1]:4318", "http://[::1]:4318/v1/traces"),
+            ("http://h", "http://h/v1/SIGNAL"),
+            ("http://h/", "http://h/v1/SIGNAL"),
+            ("http://h//", "http://h/v1/SIGNAL"),
+            ("https://h:1/p", "https://h:1/p/v1/SIGNAL"),
+            ("http://h/p/q/", "http://h/p/q/v1/SIGNAL"),
+            ("http://h/p?k=v", "http://h/p/v1/SIGNAL?k=v"),
+            ("http://[::1]:4318", "http://[::1]:4318/v1/SIGNAL"),
         ];
         for (base, expected) in cases {
-            let endpoint = Endpoint::parse_base(base).unwrap();
-            assert_eq!(endpoint.uri().to_string(), expected, "{base}");
+            for signal in Signal::ALL {
+                let endpoint = Endpoint::parse_base(base, *signal).unwrap();
+                let expected = expected.replace("SIGNAL", signal.as_str());
+                assert_eq!(endpoint.uri().to_string(), expected, "{base}");
+            }
+        }
+    }
+
+    /// Scenario: nothing is set.
+    /// Guarantees: a collector on this machine, under the path of the signal.
+    #[test]
+    fn default_is_a_collector_on_this_machine() {
+        for signal in Signal::ALL {
+            let by_default = Endpoint::by_default(*signal).unwrap().to_string();
+            assert_eq!(by_default, format!("http://localhost:4318/v1/{signal}"));
         }
     }
 }
