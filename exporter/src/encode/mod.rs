@@ -1,19 +1,29 @@
-//! Spans to OTLP bytes, pure: no clock, no network, no intermediate messages.
+//! Telemetry to OTLP bytes, pure: no clock, no network.
 //!
-//! The bytes are those of an `ExportTraceServiceRequest` as `opentelemetry-proto` and `prost` write it. One pass over
-//! the spans measures them, one writes them into a buffer of exactly that length. Since lengths are known before a byte
-//! is written, a batch that is too large for one request is divided by bytes without encoding anything twice.
+//! Spans and log records take no detour over messages, and the bytes are those of an `ExportTraceServiceRequest` or an
+//! `ExportLogsServiceRequest` as `opentelemetry-proto` and `prost` write it. One pass measures them, one writes them into
+//! a buffer of exactly that length. Since lengths are known before a byte is written, a batch that is too large for one
+//! request is divided by bytes without encoding anything twice.
 //!
 //! [`DirectExporter`](crate::DirectExporter) does all of this by itself. The module is public for those who send OTLP
 //! bytes in their own way.
 
+#[cfg(feature = "logs")]
+mod any_value;
 mod attributes;
 mod plan;
+#[cfg(feature = "logs")]
+mod record;
+mod scope;
 mod scratch;
 mod span;
 mod wire;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use plan::Item;
 pub(crate) use plan::Plan;
+#[cfg(feature = "logs")]
+pub(crate) use record::Record;
 
 #[cfg(feature = "logs")]
 use opentelemetry_sdk::logs::LogBatch;
@@ -93,7 +103,34 @@ pub fn encode_request(resource: &EncodedResource, spans: &[SpanData]) -> Vec<u8>
     plan.encode(plan.everything())
 }
 
-/// Encodes spans, in the order of their scopes' first appearance. None are no request.
+/// Encodes one OTLP `ExportLogsServiceRequest` with all records of `batch`.
+///
+/// Records are grouped by instrumentation scope, in the order in which the scopes first appear; a record's target stands
+/// for the name of its scope. A time that is not known is 0, a record without a trace context has no ids. Values may be
+/// lists and maps in each other, 24 of them; what lies deeper goes out as text, because receivers refuse a whole request
+/// for one that is nested more deeply. Without records, the request holds the resource alone. There is no limit on the
+/// length.
+///
+/// ```
+/// use opentelemetry::InstrumentationScope;
+/// use opentelemetry::logs::{LogRecord, Logger, LoggerProvider};
+/// use opentelemetry_otlp_direct::encode::{EncodedResource, encode_logs_request};
+/// use opentelemetry_sdk::logs::{LogBatch, SdkLoggerProvider};
+///
+/// let mut record = SdkLoggerProvider::builder().build().logger("shop").create_log_record();
+/// record.set_body("checkout".into());
+///
+/// let scope = InstrumentationScope::builder("shop").build();
+/// let body = encode_logs_request(&EncodedResource::default(), &LogBatch::new(&[(&record, &scope)]));
+/// assert!(body.windows(8).any(|bytes| bytes == b"checkout"));
+/// ```
+#[cfg(feature = "logs")]
+pub fn encode_logs_request(resource: &EncodedResource, batch: &LogBatch<'_>) -> Vec<u8> {
+    let plan = Plan::new(resource, batch.iter().map(Record::new));
+    plan.encode(plan.everything())
+}
+
+/// Encodes spans, each at most once. None of them are no request.
 pub(crate) fn spans(
     resource: &EncodedResource,
     batch: &[SpanData],
@@ -101,22 +138,10 @@ pub(crate) fn spans(
     max_bytes: usize,
 ) -> Requests {
     let _ = encoding;
-    let mut plan = Plan::new(resource, batch);
-    let division = plan.divide(max_bytes);
-    let bodies = division.requests.into_iter();
-    Requests {
-        bodies: bodies
-            .filter(|range| !range.is_empty())
-            .map(|range| Encoded {
-                items: range.len(),
-                bytes: plan.encode(range),
-            })
-            .collect(),
-        too_large: division.too_large,
-    }
+    Plan::new(resource, batch).requests(max_bytes)
 }
 
-/// Encodes log records, in the order of their scopes' first appearance. None are no request.
+/// Encodes log records, as [`spans`] does spans.
 #[cfg(feature = "logs")]
 #[allow(dead_code)]
 pub(crate) fn logs(
@@ -125,23 +150,8 @@ pub(crate) fn logs(
     encoding: Encoding,
     max_bytes: usize,
 ) -> Requests {
-    use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
-    use opentelemetry_proto::transform::logs::tonic::group_logs_by_resource_and_scope;
-    use prost::Message;
-    let _ = (resource, encoding, max_bytes);
-    let request = ExportLogsServiceRequest {
-        resource_logs: group_logs_by_resource_and_scope(
-            batch,
-            &(&Resource::builder_empty().build()).into(),
-        ),
-    };
-    Requests {
-        bodies: vec![Encoded {
-            bytes: request.encode_to_vec(),
-            items: batch.iter().count(),
-        }],
-        too_large: 0,
-    }
+    let _ = encoding;
+    Plan::new(resource, batch.iter().map(Record::new)).requests(max_bytes)
 }
 
 /// Encodes metrics, with the resource that they bring. Without data points there is no request.
