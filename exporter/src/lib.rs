@@ -109,8 +109,11 @@ mod clock;
 mod compress;
 mod config;
 mod credentials;
+#[cfg(feature = "metric-export")]
+mod data_points;
 mod delivery;
 pub mod encode;
+mod endpoint;
 mod env;
 mod error;
 mod exporter;
@@ -119,6 +122,7 @@ mod exporter;
 #[doc(hidden)]
 pub mod hostile;
 mod log;
+mod pipeline;
 #[cfg(all(test, races = "loom"))]
 mod races;
 mod random;
@@ -126,6 +130,8 @@ mod redact;
 #[allow(dead_code)]
 mod response;
 mod retry;
+mod settings;
+mod signal;
 mod stats;
 mod sync;
 mod telemetry;
@@ -141,6 +147,8 @@ pub use encode::Encoding;
 pub use error::{CheckError, ConfigError, TransportError};
 pub use exporter::{DirectExporter, ExporterHandle};
 pub use retry::RetryPolicy;
+pub use settings::SignalSettings;
+pub use signal::Signal;
 pub use stats::{ExporterStats, FailureReason};
 
 /// Keeps the example of the README compiling.
