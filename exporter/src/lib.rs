@@ -46,7 +46,7 @@
 //!
 //! It sends what it is given, when it is given it. Batching is the span processor's work: under the SDK's simple
 //! processor each span is a request. The SDK's batch processor exports without the context of the request, so tokens in
-//! contexts need a processor that keeps it, such as `opentelemetry-per-request`. For OTLP over gRPC, or as JSON, use
+//! contexts need a processor that keeps it, such as `opentelemetry-per-request`. For OTLP over gRPC, use
 //! `opentelemetry-otlp`.
 //!
 //! # Features
