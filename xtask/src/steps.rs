@@ -8,6 +8,7 @@ use crate::compare::compare;
 use crate::deny::deny;
 use crate::documents;
 use crate::fuzz;
+use crate::python::python;
 use crate::races::races;
 use crate::soak;
 use crate::workers::workers;
@@ -125,6 +126,10 @@ const STEPS: &[Step] = &[
     Step {
         name: "clients",
         run: clients,
+    },
+    Step {
+        name: "python",
+        run: python,
     },
     Step {
         name: "tests",

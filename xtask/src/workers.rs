@@ -28,7 +28,7 @@ const PUBLISHED: [(&str, &str); 5] = [
     ("opentelemetry-otlp-direct", "worker"),
     (
         "opentelemetry-otlp-direct",
-        "worker,gzip,metrics,internal-logs,tonic",
+        "worker,gzip,logs,metric-export,json,metrics,internal-logs,tonic",
     ),
 ];
 
