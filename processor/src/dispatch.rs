@@ -354,6 +354,8 @@ impl Dispatch {
         let lane = &mut self.lanes[Signal::Logs];
         lane.stats.received += 1;
         let (room, closed, usual) = (lane.has_room(), lane.closed, lane.usual_batch);
+        // Outside, it may name one nevertheless: that of a remote span.
+        let named = log.as_ref().map_or(TraceId::INVALID, Item::trace);
         let (trace, span, unrecorded) = match of {
             Emitted::Within {
                 trace,
@@ -364,7 +366,7 @@ impl Dispatch {
         };
         if closed {
             self.garbage.contexts.extend(unrecorded);
-            return self.refuse(Signal::Logs, true, DropReason::AlreadyShutdown, trace);
+            return self.refuse(Signal::Logs, true, DropReason::AlreadyShutdown, named);
         }
         let late = match self.registry.find(trace, span) {
             Ok(request) => {
@@ -386,18 +388,16 @@ impl Dispatch {
             Err(_) if trace == TraceId::INVALID => None,
             Err(reason) => Some(reason),
         };
-        match unrecorded {
-            Some(context) if room => {
-                // By itself: nothing proves that another record is of the same request.
-                if let Some(log) = log.take() {
-                    self.lanes[Signal::Logs].stats.queued += 1;
-                    self.enqueue(context, Items::Logs(vec![log]), Origin::Late(vec![trace]));
-                }
-            }
-            unrecorded => {
-                self.garbage.contexts.extend(unrecorded);
-                self.take_in_late(log, trace, room, late);
-            }
+        let Some(context) = unrecorded else {
+            return self.take_in_late(log, named, room, late);
+        };
+        if let Some(log) = log.take_if(|_| room) {
+            // By itself: nothing proves that another record is of the same request.
+            self.lanes[Signal::Logs].stats.queued += 1;
+            self.enqueue(context, Items::Logs(vec![log]), Origin::Late(vec![trace]));
+        } else {
+            self.garbage.contexts.push(context);
+            self.refuse(Signal::Logs, true, DropReason::QueueFull, trace);
         }
     }
 
