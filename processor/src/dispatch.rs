@@ -956,16 +956,21 @@ impl Dispatch {
     /// Drops what of this signal still waits for an export.
     pub(crate) fn abandon(&mut self, signal: Signal) {
         while let Some(batch) = self.lanes[signal].waiting.pop_front() {
-            let items = batch.items.len() as u64;
-            self.lanes[signal].stats.waiting -= items;
-            let dropped = Outcome::Dropped(DropReason::ShutdownTimeout);
-            self.settle(batch.id, signal, items, batch.origin.clone(), dropped);
-            self.garbage.batches.push(batch);
+            self.lanes[signal].stats.waiting -= batch.items.len() as u64;
+            self.give_up_waiting(batch);
         }
         #[cfg(feature = "metric-reader")]
         if signal == Signal::Metrics {
-            self.abandon_collections();
+            self.collections.abandon();
         }
+    }
+
+    /// Drops a batch that comes too late for the shutdown.
+    fn give_up_waiting(&mut self, batch: Batch) {
+        let (signal, items) = (batch.items.signal(), batch.items.len() as u64);
+        let dropped = Outcome::Dropped(DropReason::ShutdownTimeout);
+        self.settle(batch.id, signal, items, batch.origin.clone(), dropped);
+        self.garbage.batches.push(batch);
     }
 
     // ----- questions -----

@@ -2,6 +2,8 @@
 
 #[cfg(feature = "logs")]
 mod logs;
+#[cfg(feature = "metric-reader")]
+mod metrics;
 
 use super::*;
 use crate::config::FlushTrigger;
