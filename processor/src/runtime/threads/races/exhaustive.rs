@@ -1,9 +1,17 @@
 //! What loom tries every interleaving of. See the parent.
 
-use super::{FlushError, Manner, Model, TIMEOUT, also, block_on, check, config, driver};
+use std::time::Duration;
+
+use opentelemetry::Context;
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::error::OTelSdkResult;
+
+use super::{FlushError, Manner, Model, Shared, TIMEOUT, also, block_on, check, config, driver};
 use crate::dispatch::Scope;
-use crate::signal::{Signal, Signals};
+use crate::export::{AnyExporter, Export};
+use crate::signal::{Items, Signal, Signals};
 use crate::stats::DropReason;
+use crate::sync::{Arc, Weak};
 
 /// Scenario: with room for one trace, a span ends on one thread while another thread starts a request that evicts it, and
 /// then one that carries its trace id.
@@ -320,4 +328,51 @@ fn flush_of_metrics_waits_for_a_collection_that_is_under_way() {
         );
         model.check(1);
     });
+}
+
+/// Scenario: an exporter asks for numbers while it is given its resource, and another signal joins at that moment.
+/// Guarantees: both go through.
+#[test]
+fn exporter_that_asks_back_while_another_joins_blocks_nobody() {
+    check(|| {
+        let model = Model::undriven(&config(), Manner::AtOnce, 1);
+        let asks = Asks(Arc::downgrade(&model.shared));
+        assert!(model.shared.join(Signal::Logs, Arc::new(asks)));
+        let joins = also(&model, |model| {
+            model.join_metrics(&config(), Manner::AtOnce)
+        });
+        let nobody = Resource::builder_empty().build();
+        model.shared.set_resource(Signal::Logs, &nobody);
+        joins();
+        drop(model.shared.shutdown(Signal::Logs, TIMEOUT));
+        assert_eq!(
+            model.shut_down_both_driving(Signal::Metrics),
+            [Ok(()), Ok(())]
+        );
+        model.check(1);
+    });
+}
+
+/// An exporter that wants to know how its processor is.
+#[derive(Debug)]
+struct Asks(Weak<Shared>);
+
+impl AnyExporter for Asks {
+    fn export_under(self: Arc<Self>, _: Context, _: Items) -> Export {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn any_force_flush(&self) -> OTelSdkResult {
+        Ok(())
+    }
+
+    fn any_shutdown(&self, _: Duration) -> OTelSdkResult {
+        Ok(())
+    }
+
+    fn any_set_resource(&mut self, _: &Resource) {
+        if let Some(shared) = self.0.upgrade() {
+            shared.stats();
+        }
+    }
 }
