@@ -1,4 +1,5 @@
-//! A span processor for `opentelemetry_sdk` that exports every span as it ends, under the saved context of its own request.
+//! A span processor for `opentelemetry_sdk` that exports every span as it ends, under the saved context of its own request; a
+//! log processor that does the same for log records, and a metric reader that collects when requests end.
 //!
 //! ```
 //! # use opentelemetry_sdk::trace::InMemorySpanExporter;
@@ -46,6 +47,15 @@
 //! - **A flush tells the truth**: see [`Handle::flush`].
 //! - **Everything is bounded**: traces, spans, concurrent exports and the time of each, by [`Config`].
 //!
+//! # Log records and metrics
+//!
+//! [`Telemetry`] makes the providers of all three signals, with one flush that says of each what became of it. Its parts are
+//! `PerRequestSpanProcessor::log_processor` and `PerRequestSpanProcessor::metric_reader`.
+//!
+//! What is said of spans above holds for log records: a record belongs to the request of the span that it is emitted in, sampled
+//! or not, and has a queue, a bound and export slots of its own, so neither signal waits for the other. Outside of any
+//! request it leaves under the fallback context. Metrics leave under that, too.
+//!
 //! # Spans from deep inside of a request
 //!
 //! Code that was not handed a span reaches the active one with [`active_span`], and opens one below it with [`in_child`].
@@ -75,6 +85,8 @@
 //! | `tokio` | yes | exports run inside a Tokio runtime of the processor's own |
 //! | `metrics` | yes | the numbers of [`Stats`] as OpenTelemetry metrics (`otel.sdk.processor.span.processed`, `.queue.size`, `.queue.capacity`, `per_request.span.pending`, `per_request.span.late`, `per_request.trace.live`, `per_request.trace.evicted`), and `per_request.export.duration` |
 //! | `internal-logs` | yes | warnings, through `tracing` |
+//! | `logs` | yes | `PerRequestLogProcessor`: log records join the requests that they are emitted in |
+//! | `metric-reader` | yes | `PerRequestMetricReader`: metrics are collected and exported when requests end. It builds on the SDK's `experimental_metrics_custom_reader` |
 //! | `tower` | | layers for tower: a span for each request that a server answers (module `server`), and for each that a client sends (module `client`) |
 //! | `axum` | | spans of an axum server are named by the route that matched; brings `tower` |
 //! | `reqwest` | | calls of a `reqwest::Client`; brings `tower` |
@@ -127,11 +139,13 @@ mod reader;
 mod registry;
 mod request;
 mod runtime;
+mod sampler;
 #[cfg(feature = "tower")]
 pub mod server;
 mod signal;
 mod stats;
 mod sync;
+mod telemetry;
 #[cfg(test)]
 mod testing;
 #[cfg(feature = "tracing")]
@@ -165,6 +179,8 @@ pub use log_processor::PerRequestLogProcessor;
 pub use processor::{Builder, PerRequestSpanProcessor};
 #[cfg(feature = "metric-reader")]
 pub use reader::PerRequestMetricReader;
+pub use sampler::RecordUnsampled;
 pub use stats::{DropReason, Dropped, Late, LateReason, SignalStats, Stats};
+pub use telemetry::{Telemetry, TelemetryBuilder, TelemetryError};
 #[cfg(feature = "tracing")]
 pub use tracing_layer::tracing_layer;

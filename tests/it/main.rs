@@ -20,6 +20,7 @@ mod isolation;
 mod matrix;
 mod metrics;
 mod promises;
+mod receivers;
 mod reentrancy;
 mod release;
 mod roots;

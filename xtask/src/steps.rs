@@ -8,6 +8,7 @@ use crate::compare::compare;
 use crate::deny::deny;
 use crate::documents;
 use crate::fuzz;
+use crate::python::python;
 use crate::races::races;
 use crate::soak;
 use crate::workers::workers;
@@ -20,6 +21,8 @@ const PUBLISHED: [(&str, &[&str]); 2] = [
             "tokio",
             "metrics",
             "internal-logs",
+            "logs",
+            "metric-reader",
             "tower",
             "axum",
             "reqwest",
@@ -34,6 +37,9 @@ const PUBLISHED: [(&str, &[&str]); 2] = [
             "hyper",
             "tls",
             "gzip",
+            "logs",
+            "metric-export",
+            "json",
             "metrics",
             "tonic",
             "internal-logs",
@@ -122,6 +128,10 @@ const STEPS: &[Step] = &[
     Step {
         name: "clients",
         run: clients,
+    },
+    Step {
+        name: "python",
+        run: python,
     },
     Step {
         name: "tests",

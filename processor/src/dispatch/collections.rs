@@ -125,6 +125,12 @@ impl Dispatch {
         due.then(|| self.begin_collection(now))
     }
 
+    /// Whether a request has come to its end since metrics were collected last.
+    #[cfg(target_family = "wasm")]
+    pub(crate) fn wants_metrics(&self) -> bool {
+        self.collections.wanted
+    }
+
     /// How long to wait until metrics are to be collected, if they are to be.
     #[cfg(target_family = "wasm")]
     pub(crate) fn wait_to_collect(&self, now: Instant) -> Option<Duration> {

@@ -115,10 +115,6 @@ struct State {
     /// What became of each exporter's `shutdown`, once it was called. Nothing is pending of a signal that nobody exports.
     shut_down: PerSignal<Option<Result<(), FlushError>>>,
     /// What is exported.
-    #[cfg_attr(
-        not(any(feature = "logs", feature = "metric-reader")),
-        allow(dead_code)
-    )]
     signals: PerSignal<bool>,
 }
 
@@ -255,6 +251,10 @@ impl Shared {
         let garbage = state.dispatch.take_garbage();
         let paced = state.take_paced();
         let leaving = state.dispatch.has_ready_batch();
+        // A timer that died with its event is noticed when a request starts, so that nothing else asks for the time.
+        #[cfg(feature = "metric-reader")]
+        let collecting =
+            state.dispatch.wants_metrics() && (state.timer.is_none() || reach.others > 0);
         let over: Vec<Signal> = state.closing().collect();
         let notices = state.take_notices();
         drop(state);
@@ -265,7 +265,9 @@ impl Shared {
             self.pause(id, pause);
         }
         #[cfg(feature = "metric-reader")]
-        self.plan_collection();
+        if collecting {
+            self.plan_collection();
+        }
         if leaving {
             self.send_waiting(reach);
         }
@@ -479,8 +481,9 @@ impl Shared {
             false => Ok(()),
         };
         self.event(reach, |state| {
-            let mut covered = signals.iter();
-            match covered.all(|signal| state.dispatch.is_closed(signal)) {
+            let mut covered = signals.iter().filter(|s| state.signals[*s]).peekable();
+            let some = covered.peek().is_some();
+            match some && covered.all(|signal| state.dispatch.is_closed(signal)) {
                 true => Err(FlushError::AlreadyShutdown),
                 false => Ok((state.dispatch.open_flush(signals, scope), collected)),
             }
@@ -665,6 +668,12 @@ impl Shared {
     }
 
     // ----- questions -----
+
+    /// Whether there is an exporter of this signal.
+    #[cfg(all(feature = "metrics", feature = "metric-reader"))]
+    pub(crate) fn exports(&self, signal: Signal) -> bool {
+        self.state.lock().signals[signal]
+    }
 
     pub(crate) fn is_closed(&self, signal: Signal) -> bool {
         self.state.lock().dispatch.is_closed(signal)
