@@ -22,6 +22,8 @@ pub(super) struct Collections {
     news: bool,
     /// The ids of the batches that collections under way will be.
     under_way: Vec<u64>,
+    /// The shutdown is over for what they find.
+    abandoned: bool,
 }
 
 /// How often metrics are collected.
@@ -42,6 +44,11 @@ impl Collections {
     pub(super) fn want(&mut self) {
         self.news |= self.pace.is_some() && !self.wanted;
         self.wanted = self.pace.is_some();
+    }
+
+    /// What is found from now on comes too late.
+    pub(super) fn abandon(&mut self) {
+        self.abandoned = true;
     }
 
     /// Something that stood in the way of a collection may be gone.
@@ -142,7 +149,8 @@ impl Dispatch {
         id
     }
 
-    /// A collection has ended, and found this, unless nobody waits for it any more.
+    /// A collection has ended, and found this. What is found after the deadline of a shutdown is dropped: the instruments do
+    /// not have it any more.
     pub(crate) fn end_collection(&mut self, id: u64, found: Option<Collected>) {
         let under_way = &mut self.collections.under_way;
         let Some(place) = under_way.iter().position(|other| *other == id) else {
@@ -154,18 +162,15 @@ impl Dispatch {
             return self.advance_flushes(id, Signal::Metrics, &Origin::Metrics);
         };
         self.lanes[Signal::Metrics].stats.received += found.points as u64;
-        self.line_up(Batch {
+        let batch = Batch {
             id,
             context: self.fallback.clone(),
             items: Items::Metrics(Box::new(found)),
             origin: Origin::Metrics,
-        });
-    }
-
-    /// The shutdown is over for collections that did not come to their end.
-    pub(super) fn abandon_collections(&mut self) {
-        for id in std::mem::take(&mut self.collections.under_way) {
-            self.advance_flushes(id, Signal::Metrics, &Origin::Metrics);
+        };
+        match self.collections.abandoned {
+            false => self.line_up(batch),
+            true => self.give_up_waiting(batch),
         }
     }
 }

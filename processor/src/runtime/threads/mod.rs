@@ -215,6 +215,8 @@ impl Shared {
     /// then the signal is shut down, too.
     #[cfg(any(feature = "logs", feature = "metric-reader"))]
     pub(crate) fn join(&self, signal: Signal, exporter: Arc<dyn AnyExporter>) -> bool {
+        // In this order: an exporter that is given its resource holds the exporters, and may log, which takes the state.
+        let mut exporters = self.exporters.lock();
         let mut state = self.state.lock();
         let absent = state.life[signal] == Life::Absent;
         if absent && state.has_ended() {
@@ -224,7 +226,7 @@ impl Shared {
         }
         if absent {
             state.life[signal] = Life::Running;
-            self.exporters.lock()[signal] = exporter;
+            exporters[signal] = exporter;
         }
         absent
     }
