@@ -1,16 +1,25 @@
-//! One request without spans, and what its answer says about endpoint, path and credentials.
+//! One request that holds nothing, and what its answer says about endpoint, path and credentials.
 
 use crate::delivery::{Body, Delivery, Sent};
+use crate::encode::Encoding;
 use crate::error::{CheckError, TransportError, refuses_credentials};
+use crate::signal::Signal;
 use http::StatusCode;
 use opentelemetry::Context;
 use opentelemetry_http::Bytes;
 
-pub(crate) async fn check(delivery: &Delivery) -> Result<(), CheckError> {
+pub(crate) async fn check(
+    signal: Signal,
+    delivery: &Delivery,
+    encoding: Encoding,
+) -> Result<(), CheckError> {
     let cx = Context::current();
-    // A request message without a single field is no bytes at all.
+    // A request message without a single field.
     let empty = Body {
-        bytes: Bytes::new(),
+        bytes: Bytes::from_static(match encoding {
+            Encoding::Protobuf => b"",
+            Encoding::Json => b"{}",
+        }),
         gzip: false,
     };
     let authorization = delivery.authorization(&cx);
@@ -20,7 +29,7 @@ pub(crate) async fn check(delivery: &Delivery) -> Result<(), CheckError> {
     let endpoint = delivery.endpoint().to_string();
     match sent {
         Sent::Answered(response) => {
-            let result = judge(endpoint, response.status());
+            let result = judge(signal, endpoint, response.status());
             if result.is_err() {
                 delivery.log_body(&response);
             }
@@ -37,13 +46,15 @@ pub(crate) async fn check(delivery: &Delivery) -> Result<(), CheckError> {
     }
 }
 
-fn judge(endpoint: String, status: StatusCode) -> Result<(), CheckError> {
+fn judge(signal: Signal, endpoint: String, status: StatusCode) -> Result<(), CheckError> {
     match status {
         status if status.is_success() => Ok(()),
         status if refuses_credentials(status) => Err(CheckError::Credentials { endpoint, status }),
-        StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => {
-            Err(CheckError::Path { endpoint, status })
-        }
+        StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => Err(CheckError::Path {
+            signal,
+            endpoint,
+            status,
+        }),
         status => Err(CheckError::Status { endpoint, status }),
     }
 }

@@ -1,27 +1,25 @@
-//! Settings: the builder, the endpoint, and how code, environment and defaults come together.
+//! Settings: the builder, and how an exporter is made of what code, environment and defaults say together.
 
 use crate::client;
 use crate::delivery::{Delivery, Limits};
+use crate::encode::Encoding;
+use crate::endpoint::Endpoint;
 use crate::env::{self, Environment, Lookup};
 use crate::error::ConfigError;
 use crate::exporter::{DirectExporter, Shared};
 use crate::log::log_warning;
-use crate::redact;
+use crate::pipeline::{Format, Pipeline};
 use crate::retry::RetryPolicy;
-use crate::telemetry::Telemetry;
-use http::uri::{PathAndQuery, Scheme};
-use http::{HeaderMap, HeaderName, HeaderValue, Uri, header};
+use crate::settings::{Resolved, SignalSettings};
+use crate::signal::{PerSignal, Signal};
+use crate::telemetry::{Component, Telemetry};
+use http::{HeaderName, HeaderValue, header};
 use opentelemetry_http::HttpClient;
+#[cfg(feature = "metric-export")]
+use opentelemetry_sdk::metrics::Temporality;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
-
-const USER_AGENT: &str = concat!(
-    "opentelemetry-otlp-direct/",
-    env!("CARGO_PKG_VERSION"),
-    " OTel-OTLP-Exporter-Rust/",
-    env!("CARGO_PKG_VERSION"),
-);
 
 /// They describe the body, so they are the exporter's to set.
 const RESERVED: [HeaderName; 4] = [
@@ -48,11 +46,11 @@ pub enum Compression {
 /// one that cannot be used is named in a warning and ignored.
 #[must_use = "nothing is built before `build`"]
 pub struct DirectExporterBuilder {
-    endpoint: Option<String>,
-    traces_endpoint: Option<String>,
-    headers: Vec<(String, String)>,
-    timeout: Option<Duration>,
-    compression: Option<Compression>,
+    /// For all signals. The endpoint in it is a base.
+    general: SignalSettings,
+    signals: PerSignal<SignalSettings>,
+    #[cfg(feature = "metric-export")]
+    temporality: Option<Temporality>,
     retry: RetryPolicy,
     max_request_bytes: usize,
     circuit_cooldown: Duration,
@@ -62,22 +60,15 @@ pub struct DirectExporterBuilder {
     meter: Option<opentelemetry::metrics::Meter>,
 }
 
-/// Where requests go. Invariant: `http` or `https`, with a host, without user info.
-#[derive(Clone, Debug)]
-pub(crate) struct Endpoint {
-    uri: Uri,
-}
-
 // ===== impl DirectExporterBuilder =====
 
 impl DirectExporterBuilder {
     pub(crate) fn new() -> Self {
         Self {
-            endpoint: None,
-            traces_endpoint: None,
-            headers: Vec::new(),
-            timeout: None,
-            compression: None,
+            general: SignalSettings::default(),
+            signals: PerSignal::default(),
+            #[cfg(feature = "metric-export")]
+            temporality: None,
             retry: RetryPolicy::default(),
             max_request_bytes: DirectExporter::DEFAULT_MAX_REQUEST_BYTES,
             circuit_cooldown: DirectExporter::DEFAULT_CIRCUIT_COOLDOWN,
@@ -88,28 +79,65 @@ impl DirectExporterBuilder {
         }
     }
 
-    /// The base endpoint of a collector, to which `v1/traces` is appended behind its own path, with one slash.
+    /// The base endpoint of a collector, to which `v1/traces`, `v1/logs` and `v1/metrics` are appended behind its own path,
+    /// with one slash.
     ///
-    /// Default `http://localhost:4318`; in a Worker there is none. Variable: `OTEL_EXPORTER_OTLP_ENDPOINT`. A traces
-    /// endpoint, where one is set in the same place or in code, wins.
+    /// Default `http://localhost:4318`; in a Worker there is none. Variable: `OTEL_EXPORTER_OTLP_ENDPOINT`. The endpoint
+    /// of a signal, where one is set in the same place or in code, wins.
     pub fn with_endpoint(mut self, endpoint: impl Into<String>) -> Self {
-        self.endpoint = Some(endpoint.into());
+        self.general = self.general.with_endpoint(endpoint);
         self
     }
 
     /// The full URL to send traces to, used as it is. Variable: `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`.
-    pub fn with_traces_endpoint(mut self, endpoint: impl Into<String>) -> Self {
-        self.traces_endpoint = Some(endpoint.into());
+    pub fn with_traces_endpoint(self, endpoint: impl Into<String>) -> Self {
+        self.with_signal(Signal::Traces, |traces| traces.with_endpoint(endpoint))
+    }
+
+    /// The full URL to send logs to, used as it is. Variable: `OTEL_EXPORTER_OTLP_LOGS_ENDPOINT`.
+    pub fn with_logs_endpoint(self, endpoint: impl Into<String>) -> Self {
+        self.with_signal(Signal::Logs, |logs| logs.with_endpoint(endpoint))
+    }
+
+    /// The full URL to send metrics to, used as it is. Variable: `OTEL_EXPORTER_OTLP_METRICS_ENDPOINT`.
+    pub fn with_metrics_endpoint(self, endpoint: impl Into<String>) -> Self {
+        self.with_signal(Signal::Metrics, |metrics| metrics.with_endpoint(endpoint))
+    }
+
+    /// What is different for one signal. A second call for the same signal goes on from the first.
+    ///
+    /// It wins over what is set for all signals, in whatever order they are set. Variables: those with `TRACES`, `LOGS` or
+    /// `METRICS` in them, which win over the general ones.
+    ///
+    /// ```
+    /// use opentelemetry_otlp_direct::{DirectExporter, Signal};
+    /// use std::time::Duration;
+    ///
+    /// let builder = DirectExporter::builder()
+    ///     .with_endpoint("http://collector:4318")
+    ///     .with_signal(Signal::Logs, |logs| {
+    ///         logs.with_endpoint("http://logs:4318/v1/logs")
+    ///             .with_header("x-retention", "7d")
+    ///             .with_timeout(Duration::from_secs(3))
+    ///     });
+    /// ```
+    pub fn with_signal(
+        mut self,
+        signal: Signal,
+        set: impl FnOnce(SignalSettings) -> SignalSettings,
+    ) -> Self {
+        let settings = std::mem::take(&mut self.signals[signal]);
+        self.signals[signal] = set(settings);
         self
     }
 
     /// A header to send with each request; a second one of the same name replaces the first.
     ///
     /// An [`ExportToken`](crate::ExportToken) in the context of an export replaces `authorization`. Variables, whose
-    /// other entries are sent as well: `OTEL_EXPORTER_OTLP_TRACES_HEADERS`, or else `OTEL_EXPORTER_OTLP_HEADERS`, as
-    /// `name=value,name=value` with percent-encoded values.
+    /// other entries are sent as well: for traces `OTEL_EXPORTER_OTLP_TRACES_HEADERS`, likewise for `LOGS` and `METRICS`,
+    /// or else `OTEL_EXPORTER_OTLP_HEADERS`, as `name=value,name=value` with percent-encoded values.
     pub fn with_header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        self.headers.push((name.into(), value.into()));
+        self.general = self.general.with_header(name, value);
         self
     }
 
@@ -118,9 +146,7 @@ impl DirectExporterBuilder {
         mut self,
         headers: impl IntoIterator<Item = (N, V)>,
     ) -> Self {
-        let headers = headers.into_iter();
-        self.headers
-            .extend(headers.map(|(name, value)| (name.into(), value.into())));
+        self.general = self.general.with_headers(headers);
         self
     }
 
@@ -128,16 +154,36 @@ impl DirectExporterBuilder {
     ///
     /// Time that the collector asks for with `Retry-After` comes on top, within
     /// [`RetryPolicy::with_max_retry_after`]; an attempt made after such a wait gets at least a second. Default 10 s.
-    /// Variables, in milliseconds: `OTEL_EXPORTER_OTLP_TRACES_TIMEOUT`, `OTEL_EXPORTER_OTLP_TIMEOUT`.
+    /// Variables, in milliseconds: `OTEL_EXPORTER_OTLP_TIMEOUT`, and `OTEL_EXPORTER_OTLP_TRACES_TIMEOUT` and the like.
     pub fn with_timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = Some(timeout);
+        self.general = self.general.with_timeout(timeout);
         self
     }
 
-    /// How bodies are compressed. Default [`Compression::None`]. Variables: `OTEL_EXPORTER_OTLP_TRACES_COMPRESSION`,
-    /// `OTEL_EXPORTER_OTLP_COMPRESSION`.
+    /// How bodies are compressed. Default [`Compression::None`]. Variables: `OTEL_EXPORTER_OTLP_COMPRESSION`, and
+    /// `OTEL_EXPORTER_OTLP_TRACES_COMPRESSION` and the like.
     pub fn with_compression(mut self, compression: Compression) -> Self {
-        self.compression = Some(compression);
+        self.general = self.general.with_compression(compression);
+        self
+    }
+
+    /// How bodies are encoded. Default [`Encoding::Protobuf`]. Variables: `OTEL_EXPORTER_OTLP_PROTOCOL`, and
+    /// `OTEL_EXPORTER_OTLP_TRACES_PROTOCOL` and the like, which are `http/protobuf` or `http/json`.
+    pub fn with_encoding(mut self, encoding: Encoding) -> Self {
+        self.general = self.general.with_encoding(encoding);
+        self
+    }
+
+    /// Whether metrics are exported as sums since the start, or as what was added since the last export.
+    ///
+    /// Default [`Temporality::Cumulative`], and in a Worker [`Temporality::Delta`]: isolates come and go there by the
+    /// dozen, and each would begin a series of its own at zero that never ends. A backend adds up deltas whoever sends
+    /// them. The price is that a lost export is a lost difference, where the next cumulative one would make up for it.
+    /// Variable: `OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE`, which is `cumulative`, `delta` or `lowmemory`, in
+    /// any case.
+    #[cfg(feature = "metric-export")]
+    pub fn with_temporality(mut self, temporality: Temporality) -> Self {
+        self.temporality = Some(temporality);
         self
     }
 
@@ -238,34 +284,50 @@ impl DirectExporterBuilder {
             );
         }
         self.validate()?;
-        let headers = self.headers(env.headers)?;
-        let endpoint = match self.endpoint_in_code()? {
-            Some(endpoint) => endpoint,
-            None => env.endpoint.map_or_else(Endpoint::by_default, Ok)?,
-        };
-        let timeout = self
-            .timeout
-            .or(env.timeout)
-            .unwrap_or(DirectExporter::DEFAULT_TIMEOUT);
-        let timeout = (!timeout.is_zero()).then_some(timeout);
+        let mut from_env = env.signals;
+        let resolved = PerSignal::try_from_fn(|signal| {
+            let from_env = std::mem::take(&mut from_env[signal]);
+            Resolved::new(signal, &self.signals[signal], &self.general, from_env)
+        })?;
+        let exported = resolved.iter().filter(|(signal, _)| signal.is_exported());
+        let exported: Vec<_> = exported.map(|(_, resolved)| resolved).collect();
+        if exported.iter().all(|resolved| resolved.endpoint.is_none()) {
+            return Err(ConfigError::NoEndpoint);
+        }
         let client = match self.client {
             Some(client) => client,
-            None => client::default_client(endpoint.is_https(), timeout)?,
+            None => default_client(&exported)?,
         };
-        let telemetry = Telemetry::new(
-            &endpoint,
+        let component = Component::next(
             #[cfg(feature = "metrics")]
             self.meter,
         );
-        let limits = Limits {
-            timeout,
-            retry: self.retry,
-            circuit_cooldown: self.circuit_cooldown,
-        };
-        let compression = self.compression.or(env.compression).unwrap_or_default();
-        let delivery = Delivery::new(client, endpoint, headers, limits);
-        let shared = Shared::new(delivery, telemetry, compression, self.max_request_bytes);
-        Ok(DirectExporter::new(shared))
+        let pipelines = resolved.map(|signal, resolved| {
+            let telemetry = Telemetry::new(signal, resolved.endpoint.as_ref(), &component);
+            let limits = Limits {
+                timeout: resolved.timeout,
+                retry: self.retry,
+                circuit_cooldown: self.circuit_cooldown,
+            };
+            let format = Format {
+                encoding: resolved.encoding,
+                compression: resolved.compression,
+                max_request_bytes: self.max_request_bytes,
+            };
+            let client = Arc::clone(&client);
+            let delivery = resolved
+                .endpoint
+                .map(|endpoint| Delivery::new(client, endpoint, resolved.headers, limits));
+            Pipeline::new(signal, delivery, telemetry, format)
+        });
+        Ok(DirectExporter::new(Shared {
+            pipelines,
+            #[cfg(feature = "metric-export")]
+            temporality: self
+                .temporality
+                .or(env.temporality)
+                .unwrap_or(DirectExporter::DEFAULT_TEMPORALITY),
+        }))
     }
 
     fn validate(&self) -> Result<(), ConfigError> {
@@ -282,133 +344,35 @@ impl DirectExporterBuilder {
                 max: retry.max_backoff,
             });
         }
-        if self.compression == Some(Compression::Gzip) && !cfg!(feature = "gzip") {
-            return Err(ConfigError::GzipUnavailable);
-        }
-        Ok(())
+        self.general.validate()?;
+        self.signals.iter().try_for_each(|(_, own)| own.validate())
     }
+}
 
-    fn endpoint_in_code(&self) -> Result<Option<Endpoint>, ConfigError> {
-        let (endpoint, parsed) = match (&self.traces_endpoint, &self.endpoint) {
-            (Some(endpoint), _) => (endpoint, Endpoint::parse(endpoint)),
-            (None, Some(endpoint)) => (endpoint, Endpoint::parse_base(endpoint)),
-            (None, None) => return Ok(None),
-        };
-        parsed
-            .map(Some)
-            .map_err(|reason| ConfigError::InvalidEndpoint {
-                endpoint: redact::url(endpoint),
-                reason,
-            })
-    }
-
-    /// Ours, then those of the environment, then those set in code; a later one replaces an earlier one.
-    fn headers(&self, from_env: Vec<(HeaderName, HeaderValue)>) -> Result<HeaderMap, ConfigError> {
-        let mut headers = HeaderMap::new();
-        headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
-        // Not `extend`, which would keep the earlier one beside the later one.
-        for (name, value) in from_env {
-            headers.insert(name, value);
-        }
-        for (name, value) in &self.headers {
-            let (name, value) = parse_header(name, value)?;
-            headers.insert(name, value);
-        }
-        headers.insert(
-            header::CONTENT_TYPE,
-            HeaderValue::from_static("application/x-protobuf"),
-        );
-        Ok(headers)
-    }
+/// One client for all signals, that can speak to the endpoints of all of them.
+fn default_client(signals: &[&Resolved]) -> Result<Arc<dyn HttpClient>, ConfigError> {
+    let mut endpoints = signals.iter().filter_map(|signal| signal.endpoint.as_ref());
+    // The longest, and none if one of them has none.
+    let timeouts: Option<Vec<_>> = signals.iter().map(|signal| signal.timeout).collect();
+    let timeout = timeouts.and_then(|timeouts| timeouts.into_iter().max());
+    client::default_client(endpoints.any(Endpoint::is_https), timeout)
 }
 
 /// Shows what is set, and no value that may be a secret.
 impl fmt::Debug for DirectExporterBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names: Vec<_> = self.headers.iter().map(|(name, _)| name).collect();
-        f.debug_struct("DirectExporterBuilder")
-            .field("endpoint", &self.endpoint.as_deref().map(redact::url))
-            .field(
-                "traces_endpoint",
-                &self.traces_endpoint.as_deref().map(redact::url),
-            )
-            .field("headers", &names)
-            .field("timeout", &self.timeout)
-            .field("compression", &self.compression)
+        let mut shown = f.debug_struct("DirectExporterBuilder");
+        shown.field("all", &self.general);
+        for (signal, settings) in self.signals.iter() {
+            shown.field(signal.as_str(), settings);
+        }
+        #[cfg(feature = "metric-export")]
+        shown.field("temporality", &self.temporality);
+        shown
             .field("retry", &self.retry)
             .field("max_request_bytes", &self.max_request_bytes)
             .field("circuit_cooldown", &self.circuit_cooldown)
             .finish_non_exhaustive()
-    }
-}
-
-// ===== impl Endpoint =====
-
-impl Endpoint {
-    /// A URL that is used as it is.
-    pub(crate) fn parse(text: &str) -> Result<Self, &'static str> {
-        let uri: Uri = text.trim().parse().map_err(|_| "not a URL")?;
-        match uri.scheme() {
-            None => return Err("has no scheme, such as http://"),
-            Some(scheme) if *scheme == Scheme::HTTP || *scheme == Scheme::HTTPS => {}
-            Some(_) => return Err("scheme is neither http nor https"),
-        }
-        if uri.host().is_none_or(str::is_empty) {
-            return Err("has no host");
-        }
-        if uri.authority().is_some_and(|a| a.as_str().contains('@')) {
-            return Err("has user info; send credentials as a header");
-        }
-        Ok(Self { uri })
-    }
-
-    /// A base URL, to which the path of the signal is appended.
-    pub(crate) fn parse_base(text: &str) -> Result<Self, &'static str> {
-        let mut parts = Self::parse(text)?.uri.into_parts();
-        let base = parts.path_and_query.as_ref();
-        let path = base.map_or("", PathAndQuery::path).trim_end_matches('/');
-        let query = base.and_then(PathAndQuery::query);
-        let query = query.map_or_else(String::new, |query| format!("?{query}"));
-        let path = format!("{path}/v1/traces{query}");
-        parts.path_and_query = Some(path.parse().map_err(|_| "path cannot be extended")?);
-        let uri = Uri::from_parts(parts).map_err(|_| "not a URL")?;
-        Ok(Self { uri })
-    }
-
-    /// In a Worker there is no local collector to assume.
-    pub(crate) fn by_default() -> Result<Self, ConfigError> {
-        if cfg!(target_family = "wasm") {
-            return Err(ConfigError::NoEndpoint);
-        }
-        Ok(Self {
-            uri: Uri::from_static("http://localhost:4318/v1/traces"),
-        })
-    }
-
-    pub(crate) fn uri(&self) -> &Uri {
-        &self.uri
-    }
-
-    pub(crate) fn is_https(&self) -> bool {
-        self.uri.scheme() == Some(&Scheme::HTTPS)
-    }
-
-    #[cfg(feature = "metrics")]
-    pub(crate) fn host(&self) -> &str {
-        self.uri.host().unwrap_or_default()
-    }
-
-    #[cfg(feature = "metrics")]
-    pub(crate) fn port(&self) -> u16 {
-        let default = if self.is_https() { 443 } else { 80 };
-        self.uri.port_u16().unwrap_or(default)
-    }
-}
-
-/// Without the query, which can hold a credential.
-impl fmt::Display for Endpoint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&redact::url(&self.uri.to_string()))
     }
 }
 
@@ -443,25 +407,6 @@ pub(crate) fn parse_header(
 mod tests {
     use super::*;
 
-    /// Scenario: base endpoints with and without path, slashes and query.
-    /// Guarantees: `v1/traces` follows the base's own path behind exactly one slash, and the query stays.
-    #[test]
-    fn signal_path_follows_the_base_path_with_one_slash() {
-        let cases = [
-            ("http://h", "http://h/v1/traces"),
-            ("http://h/", "http://h/v1/traces"),
-            ("http://h//", "http://h/v1/traces"),
-            ("https://h:1/p", "https://h:1/p/v1/traces"),
-            ("http://h/p/q/", "http://h/p/q/v1/traces"),
-            ("http://h/p?k=v", "http://h/p/v1/traces?k=v"),
-            ("http://[::1]:4318", "http://[::1]:4318/v1/traces"),
-        ];
-        for (base, expected) in cases {
-            let endpoint = Endpoint::parse_base(base).unwrap();
-            assert_eq!(endpoint.uri().to_string(), expected, "{base}");
-        }
-    }
-
     fn builder() -> DirectExporterBuilder {
         DirectExporter::builder().with_env_lookup(|_| None)
     }
@@ -488,6 +433,17 @@ mod tests {
                 "not a URL",
             ),
             (
+                builder().with_logs_endpoint("http://u:s3cret@h"),
+                "user info",
+            ),
+            (builder().with_metrics_endpoint("h"), "no scheme"),
+            (
+                builder().with_signal(Signal::Metrics, |metrics| {
+                    metrics.with_header("a", "s3cret\n")
+                }),
+                "header \"a\"",
+            ),
+            (
                 builder().with_header("a b", "s3cret"),
                 "header name \"a b\"",
             ),
@@ -512,7 +468,7 @@ mod tests {
         }
     }
 
-    /// Scenario: gzip without its feature, https without TLS, no client at all.
+    /// Scenario: gzip and JSON without their features, https without TLS, no client at all.
     /// Guarantees: what is not compiled in is refused with the name of the feature.
     #[test]
     fn what_is_not_compiled_in_is_refused() {
@@ -521,6 +477,11 @@ mod tests {
                 builder().with_compression(Compression::Gzip),
                 "feature `gzip`",
             );
+        }
+        if !cfg!(feature = "json") {
+            let json = |signal: SignalSettings| signal.with_encoding(Encoding::Json);
+            check_refused(builder().with_encoding(Encoding::Json), "feature `json`");
+            check_refused(builder().with_signal(Signal::Logs, json), "feature `json`");
         }
         if !cfg!(any(
             feature = "reqwest",
@@ -546,33 +507,49 @@ mod tests {
         assert_eq!(retry.initial_backoff, Duration::from_millis(250));
         assert_eq!(retry.max_backoff, secs(5));
         assert_eq!(retry.max_retry_after, secs(15));
-        let endpoint = Endpoint::by_default().unwrap();
-        assert_eq!(endpoint.to_string(), "http://localhost:4318/v1/traces");
+        #[cfg(feature = "metric-export")]
+        assert_eq!(DirectExporter::DEFAULT_TEMPORALITY, Temporality::Cumulative);
     }
 
-    /// Scenario: headers that are set twice in the environment, there and by us, and there and in code.
-    /// Guarantees: the later one replaces the earlier one.
+    /// Scenario: an endpoint that is https for one signal only.
+    /// Guarantees: the one client of all of them must be able to speak it, unless nothing of that signal can be exported.
     #[test]
-    fn later_header_replaces_an_earlier_one_of_the_same_name() {
-        let builder = builder().with_header("c", "in code");
-        let from_env = [("a", "1"), ("a", "2"), ("User-Agent", "3"), ("c", "4")];
-        let from_env = from_env.map(|(name, value)| parse_header(name, value).unwrap());
-        let headers = builder.headers(from_env.to_vec()).unwrap();
-        for (name, expected) in [("a", "2"), ("user-agent", "3"), ("c", "in code")] {
-            let all: Vec<_> = headers.get_all(name).iter().collect();
-            assert_eq!(all, [expected], "{name}");
+    fn one_https_endpoint_is_enough_to_need_https() {
+        if !cfg!(any(
+            feature = "reqwest",
+            feature = "hyper",
+            feature = "reqwest-blocking"
+        )) {
+            return;
+        }
+        for signal in Signal::ALL {
+            let builder = builder().with_signal(*signal, |s| s.with_endpoint("https://h"));
+            let result = builder.build();
+            let can =
+                cfg!(feature = "tls") && cfg!(any(feature = "reqwest", not(feature = "hyper")));
+            assert_eq!(
+                result.is_ok(),
+                can || !signal.is_exported(),
+                "{signal}: {result:?}"
+            );
         }
     }
 
-    /// Scenario: a builder with secrets in its headers and its endpoint's query is printed for debugging.
-    /// Guarantees: neither shows.
+    /// Scenario: a builder with secrets in its headers and its endpoints' queries, for all signals and for one, is printed for
+    /// debugging.
+    /// Guarantees: none of them shows.
     #[test]
     fn debug_of_the_builder_shows_no_secret() {
         let builder = builder()
             .with_endpoint("http://h/?key=s3cret")
-            .with_header("authorization", "s3cret");
+            .with_header("authorization", "s3cret")
+            .with_signal(Signal::Logs, |logs| {
+                logs.with_endpoint("http://h/?key=s3cret")
+                    .with_header("x-api-key", "s3cret")
+            });
         let printed = format!("{builder:?}");
         assert!(printed.contains("authorization"), "{printed}");
+        assert!(printed.contains("x-api-key"), "{printed}");
         assert!(!printed.contains("s3cret"), "{printed}");
     }
 }

@@ -2,8 +2,8 @@
 
 use crate::circuit::Circuits;
 use crate::clock;
-use crate::config::Endpoint;
 use crate::credentials::ExportToken;
+use crate::endpoint::Endpoint;
 use crate::error::{ExportError, TransportError, refuses_credentials};
 use crate::random;
 use crate::redact;

@@ -1,37 +1,39 @@
 //! The standard `OTEL_EXPORTER_OTLP_*` variables, pure: a lookup function in, values and complaints out.
 //!
-//! A variable that is empty is unset. The one for traces wins over the general one. What does not parse is ignored with
+//! A variable that is empty is unset. The one for a signal wins over the general one. What does not parse is ignored with
 //! a [`Complaint`], and the next source is asked.
 
-use crate::config::{Compression, Endpoint, parse_header};
+use crate::config::{Compression, parse_header};
+use crate::encode::Encoding;
+use crate::endpoint::Endpoint;
 use crate::redact;
+use crate::signal::{PerSignal, Signal};
 use http::{HeaderName, HeaderValue};
+#[cfg(feature = "metric-export")]
+use opentelemetry_sdk::metrics::Temporality;
 use percent_encoding::percent_decode_str;
 use std::time::Duration;
-
-/// Variables for what is not supported: TLS material of the exporter's own.
-const UNSUPPORTED: [&str; 6] = [
-    "OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE",
-    "OTEL_EXPORTER_OTLP_CERTIFICATE",
-    "OTEL_EXPORTER_OTLP_TRACES_CLIENT_KEY",
-    "OTEL_EXPORTER_OTLP_CLIENT_KEY",
-    "OTEL_EXPORTER_OTLP_TRACES_CLIENT_CERTIFICATE",
-    "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE",
-];
 
 /// Where the value of a variable is found.
 pub(crate) type Lookup = dyn Fn(&str) -> Option<String>;
 
-type ParseEndpoint = fn(&str) -> Result<Endpoint, &'static str>;
-
 /// What the environment says, and what is wrong with it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Environment {
+    pub(crate) signals: PerSignal<FromEnv>,
+    #[cfg(feature = "metric-export")]
+    pub(crate) temporality: Option<Temporality>,
+    pub(crate) complaints: Vec<Complaint>,
+}
+
+/// What the environment says about one signal.
+#[derive(Debug, Default)]
+pub(crate) struct FromEnv {
     pub(crate) endpoint: Option<Endpoint>,
     pub(crate) headers: Vec<(HeaderName, HeaderValue)>,
     pub(crate) timeout: Option<Duration>,
     pub(crate) compression: Option<Compression>,
-    pub(crate) complaints: Vec<Complaint>,
+    pub(crate) encoding: Option<Encoding>,
 }
 
 /// A variable that cannot be used as it is. Never holds a header's value or a URL's credentials.
@@ -43,39 +45,57 @@ pub(crate) struct Complaint {
     pub(crate) used_instead: &'static str,
 }
 
-/// A setting with a variable for traces and one for all signals.
-struct Pair {
-    traces: &'static str,
+/// The names of a setting that has a variable for each signal and one for all of them.
+struct Setting {
+    of: PerSignal<&'static str>,
     general: &'static str,
 }
 
-const ENDPOINT: Pair = Pair {
-    traces: "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
-    general: "OTEL_EXPORTER_OTLP_ENDPOINT",
-};
-const HEADERS: Pair = Pair {
-    traces: "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
-    general: "OTEL_EXPORTER_OTLP_HEADERS",
-};
-const TIMEOUT: Pair = Pair {
-    traces: "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT",
-    general: "OTEL_EXPORTER_OTLP_TIMEOUT",
-};
-const COMPRESSION: Pair = Pair {
-    traces: "OTEL_EXPORTER_OTLP_TRACES_COMPRESSION",
-    general: "OTEL_EXPORTER_OTLP_COMPRESSION",
-};
-const PROTOCOL: Pair = Pair {
-    traces: "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
-    general: "OTEL_EXPORTER_OTLP_PROTOCOL",
-};
+/// Looks up variables, and notes what is wrong with them. What is wrong with a general one is said once, whichever signals
+/// would have used it.
+struct Reader<'a> {
+    lookup: &'a dyn Fn(&str) -> Option<String>,
+    complaints: Vec<Complaint>,
+}
+
+macro_rules! setting {
+    ($name:literal) => {
+        Setting {
+            of: PerSignal::new(
+                concat!("OTEL_EXPORTER_OTLP_TRACES_", $name),
+                concat!("OTEL_EXPORTER_OTLP_LOGS_", $name),
+                concat!("OTEL_EXPORTER_OTLP_METRICS_", $name),
+            ),
+            general: concat!("OTEL_EXPORTER_OTLP_", $name),
+        }
+    };
+}
+
+const ENDPOINT: Setting = setting!("ENDPOINT");
+const HEADERS: Setting = setting!("HEADERS");
+const TIMEOUT: Setting = setting!("TIMEOUT");
+const COMPRESSION: Setting = setting!("COMPRESSION");
+const PROTOCOL: Setting = setting!("PROTOCOL");
+
+/// For what is not supported: TLS material of the exporter's own.
+const UNSUPPORTED: [Setting; 3] = [
+    setting!("CERTIFICATE"),
+    setting!("CLIENT_KEY"),
+    setting!("CLIENT_CERTIFICATE"),
+];
+
+const TEMPORALITY: &str = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE";
+
+/// The SDK asks no exporter about it, so there is only its own default.
+const AGGREGATION: &str = "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION";
 
 /// Every variable that is looked up.
 pub(crate) fn variables() -> impl Iterator<Item = &'static str> {
-    [&ENDPOINT, &HEADERS, &TIMEOUT, &COMPRESSION, &PROTOCOL]
+    [ENDPOINT, HEADERS, TIMEOUT, COMPRESSION, PROTOCOL]
         .into_iter()
-        .flat_map(|pair| [pair.traces, pair.general])
         .chain(UNSUPPORTED)
+        .flat_map(Setting::names)
+        .chain([TEMPORALITY, AGGREGATION])
 }
 
 /// In place of what is not valid Unicode.
@@ -94,12 +114,9 @@ const NEXT_SOURCE: &str = "the next source of this setting, or its default";
 
 impl Environment {
     pub(crate) fn read(lookup: impl Fn(&str) -> Option<String>) -> Self {
-        let mut env = Self::default();
         let mut mangled = Vec::new();
         for variable in variables() {
             if lookup(variable).is_some_and(|value| value.contains(MANGLED)) {
-                // A part of a credential would be worse than none.
-                env.complain(variable, "not valid Unicode".to_owned(), NEXT_SOURCE);
                 mangled.push(variable);
             }
         }
@@ -108,49 +125,82 @@ impl Environment {
             let value = value.trim();
             (!value.is_empty()).then(|| value.to_owned())
         };
-        env.read_endpoint(&lookup);
-        env.read_headers(&lookup);
-        env.timeout = env.first_valid(&TIMEOUT, &lookup, NEXT_SOURCE, |value| {
-            value.parse().ok().map(Duration::from_millis)
-        });
-        env.compression = env.first_valid(&COMPRESSION, &lookup, NEXT_SOURCE, parse_compression);
-        env.check_protocol(&lookup);
-        env.check_unsupported(&lookup);
-        env
+        let mut reader = Reader {
+            lookup: &lookup,
+            complaints: Vec::new(),
+        };
+        for variable in &mangled {
+            // A part of a credential would be worse than none.
+            reader.complain(variable, "not valid Unicode".to_owned(), NEXT_SOURCE);
+        }
+        let signals = PerSignal::from_fn(|signal| reader.of_signal(signal));
+        #[cfg(feature = "metric-export")]
+        let temporality = reader.temporality();
+        reader.check_unsupported();
+        Self {
+            signals,
+            #[cfg(feature = "metric-export")]
+            temporality,
+            complaints: reader.complaints,
+        }
     }
+}
 
-    fn read_endpoint(&mut self, lookup: &impl Fn(&str) -> Option<String>) {
-        let parsers: [(&str, ParseEndpoint); 2] = [
-            (ENDPOINT.traces, Endpoint::parse),
-            (ENDPOINT.general, Endpoint::parse_base),
-        ];
-        for (variable, parse) in parsers {
-            let Some(value) = lookup(variable) else {
-                continue;
-            };
-            match parse(&value) {
-                Ok(endpoint) => {
-                    self.endpoint = Some(endpoint);
-                    return;
-                }
-                Err(_) => self.complain(variable, redact::url(&value), NEXT_SOURCE),
-            }
+// ===== impl Setting =====
+
+impl Setting {
+    fn names(self) -> impl Iterator<Item = &'static str> {
+        let Self { of, general } = self;
+        of.into_iter().chain([general])
+    }
+}
+
+// ===== impl Reader =====
+
+impl Reader<'_> {
+    fn of_signal(&mut self, signal: Signal) -> FromEnv {
+        FromEnv {
+            endpoint: self.endpoint(signal),
+            headers: self.headers(signal),
+            timeout: self.first_valid(&TIMEOUT, signal, |value| {
+                value.parse().ok().map(Duration::from_millis)
+            }),
+            compression: self.first_valid(&COMPRESSION, signal, parse_compression),
+            encoding: self.first_valid(&PROTOCOL, signal, parse_encoding),
         }
     }
 
-    fn read_headers(&mut self, lookup: &impl Fn(&str) -> Option<String>) {
-        let found = [HEADERS.traces, HEADERS.general]
+    fn endpoint(&mut self, signal: Signal) -> Option<Endpoint> {
+        for (variable, is_base) in [(ENDPOINT.of[signal], false), (ENDPOINT.general, true)] {
+            let Some(value) = (self.lookup)(variable) else {
+                continue;
+            };
+            let parsed = match is_base {
+                true => Endpoint::parse_base(&value, signal),
+                false => Endpoint::parse(&value),
+            };
+            match parsed {
+                Ok(endpoint) => return Some(endpoint),
+                Err(_) => self.complain(variable, redact::url(&value), NEXT_SOURCE),
+            }
+        }
+        None
+    }
+
+    fn headers(&mut self, signal: Signal) -> Vec<(HeaderName, HeaderValue)> {
+        let found = [HEADERS.of[signal], HEADERS.general]
             .into_iter()
-            .find_map(|variable| Some((variable, lookup(variable)?)));
+            .find_map(|variable| Some((variable, (self.lookup)(variable)?)));
         let Some((variable, list)) = found else {
-            return;
+            return Vec::new();
         };
+        let mut headers = Vec::new();
         for (place, entry) in list.split(',').map(str::trim).enumerate() {
             if entry.is_empty() {
                 continue;
             }
             match parse_entry(entry) {
-                Ok(header) => self.headers.push(header),
+                Ok(header) => headers.push(header),
                 Err(name) => {
                     let shown = name.map_or_else(
                         || format!("entry {}", place + 1),
@@ -160,18 +210,35 @@ impl Environment {
                 }
             }
         }
+        headers
     }
 
-    fn check_protocol(&mut self, lookup: &impl Fn(&str) -> Option<String>) {
-        self.first_valid(&PROTOCOL, lookup, "http/protobuf", |value| {
-            value.eq_ignore_ascii_case("http/protobuf").then_some(())
-        });
+    #[cfg(feature = "metric-export")]
+    fn temporality(&mut self) -> Option<Temporality> {
+        self.check_aggregation();
+        let value = (self.lookup)(TEMPORALITY)?;
+        let parsed = value.parse().ok();
+        if parsed.is_none() {
+            self.complain(TEMPORALITY, value, NEXT_SOURCE);
+        }
+        parsed
     }
 
-    fn check_unsupported(&mut self, lookup: &impl Fn(&str) -> Option<String>) {
+    #[cfg(feature = "metric-export")]
+    fn check_aggregation(&mut self) {
+        const ONLY: &str = "explicit_bucket_histogram";
+        let value = (self.lookup)(AGGREGATION);
+        if let Some(value) = value.filter(|value| !value.eq_ignore_ascii_case(ONLY)) {
+            let used = "explicit_bucket_histogram; a view can set another for its instruments";
+            self.complain(AGGREGATION, value, used);
+        }
+    }
+
+    fn check_unsupported(&mut self) {
         let set: Vec<_> = UNSUPPORTED
             .into_iter()
-            .filter(|variable| lookup(variable).is_some())
+            .flat_map(Setting::names)
+            .filter(|variable| (self.lookup)(variable).is_some())
             .collect();
         if !set.is_empty() {
             let used = "the HTTP client's own TLS settings; give one with with_http_client";
@@ -179,32 +246,34 @@ impl Environment {
         }
     }
 
-    /// The value of the first variable of `pair` that `parse` accepts.
+    /// The value of the first variable of `setting` that `parse` accepts.
     fn first_valid<T>(
         &mut self,
-        pair: &Pair,
-        lookup: &impl Fn(&str) -> Option<String>,
-        used_instead: &'static str,
+        setting: &Setting,
+        signal: Signal,
         parse: impl Fn(&str) -> Option<T>,
     ) -> Option<T> {
-        for variable in [pair.traces, pair.general] {
-            let Some(value) = lookup(variable) else {
+        for variable in [setting.of[signal], setting.general] {
+            let Some(value) = (self.lookup)(variable) else {
                 continue;
             };
             match parse(&value) {
                 Some(parsed) => return Some(parsed),
-                None => self.complain(variable, value, used_instead),
+                None => self.complain(variable, value, NEXT_SOURCE),
             }
         }
         None
     }
 
     fn complain(&mut self, variable: &str, value: String, used_instead: &'static str) {
-        self.complaints.push(Complaint {
+        let complaint = Complaint {
             variable: variable.to_owned(),
             value,
             used_instead,
-        });
+        };
+        if !self.complaints.contains(&complaint) {
+            self.complaints.push(complaint);
+        }
     }
 }
 
@@ -229,6 +298,14 @@ fn parse_compression(value: &str) -> Option<Compression> {
     }
 }
 
+fn parse_encoding(value: &str) -> Option<Encoding> {
+    match value.to_ascii_lowercase().as_str() {
+        "http/protobuf" => Some(Encoding::Protobuf),
+        "http/json" if cfg!(feature = "json") => Some(Encoding::Json),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -247,49 +324,113 @@ mod tests {
             .collect()
     }
 
-    const TRACES: &str = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT";
-    const GENERAL: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
+    /// The variable of one signal, or the general one.
+    fn variable(signal: Option<Signal>, name: &str) -> String {
+        match signal {
+            Some(signal) => format!(
+                "OTEL_EXPORTER_OTLP_{}_{name}",
+                signal.as_str().to_uppercase()
+            ),
+            None => format!("OTEL_EXPORTER_OTLP_{name}"),
+        }
+    }
 
-    /// Scenario: endpoints in both variables, in every state.
-    /// Guarantees: the one for traces is used as it is and wins unless it is empty or unusable; the general one gets
-    /// `v1/traces` behind its own path; what is unusable is complained about without its credentials.
+    /// Scenario: endpoints in the variable of each signal and in the general one, in every state.
+    /// Guarantees: the one for the signal is used as it is and wins unless it is empty or unusable; the general one gets
+    /// the path of the signal behind its own; what is unusable is complained about without its credentials.
     #[test]
     fn endpoint_follows_the_specification() {
-        type Case<'a> = (&'a str, &'a str, Option<&'a str>, &'a [(&'a str, &'a str)]);
+        type Case<'a> = (&'a str, &'a str, Option<&'a str>, &'a [&'a str]);
         let cases: [Case<'_>; 8] = [
             ("", "", None, &[]),
-            ("  ", "http://h", Some("http://h/v1/traces"), &[]),
+            ("  ", "http://h", Some("http://h/v1/SIGNAL"), &[]),
             ("http://t/x", "http://h", Some("http://t/x"), &[]),
             ("http://t", "http://h", Some("http://t/"), &[]),
             (" http://t/x ", "", Some("http://t/x"), &[]),
             (
                 "t:4318",
                 "http://h/p/",
-                Some("http://h/p/v1/traces"),
-                &[(TRACES, "t:4318")],
+                Some("http://h/p/v1/SIGNAL"),
+                &["t:4318"],
             ),
-            ("ftp://t", "h", None, &[(TRACES, "ftp://t"), (GENERAL, "h")]),
-            (
-                "http://u:secret@t/?k=secret",
-                "",
-                None,
-                &[(TRACES, "http://t/")],
-            ),
+            ("ftp://t", "h", None, &["ftp://t", "h"]),
+            ("http://u:secret@t/?k=secret", "", None, &["http://t/"]),
         ];
-        for (traces, general, expected, complained) in cases {
-            let env = read(&[(TRACES, traces), (GENERAL, general)]);
-            let uri = env.endpoint.as_ref().map(|e| e.uri().to_string());
-            assert_eq!(uri.as_deref(), expected, "{traces:?} {general:?}");
-            assert_eq!(complaints(&env), complained, "{traces:?} {general:?}");
+        let general = variable(None, "ENDPOINT");
+        for signal in Signal::ALL {
+            let own = variable(Some(*signal), "ENDPOINT");
+            for (first, second, expected, complained) in cases {
+                let env = read(&[(&own, first), (&general, second)]);
+                let endpoint = env.signals[*signal].endpoint.as_ref();
+                let uri = endpoint.map(|endpoint| endpoint.uri().to_string());
+                let expected = expected.map(|uri| uri.replace("SIGNAL", signal.as_str()));
+                assert_eq!(uri, expected, "{first:?} {second:?}");
+                let variables = [own.as_str(), general.as_str()];
+                let complained: Vec<_> = variables
+                    .into_iter()
+                    .zip(complained.iter().copied())
+                    .collect();
+                assert_eq!(
+                    sorted(complaints(&env)),
+                    sorted(complained),
+                    "{first:?} {second:?}"
+                );
+            }
         }
+    }
+
+    fn sorted<'a>(mut complaints: Vec<(&'a str, &'a str)>) -> Vec<(&'a str, &'a str)> {
+        complaints.sort_unstable();
+        complaints
+    }
+
+    /// Scenario: each setting for one signal only, and in general.
+    /// Guarantees: the other signals have the general one, or none.
+    #[test]
+    fn variable_of_a_signal_is_for_that_signal_only() {
+        for signal in Signal::ALL {
+            let own = |name: &str| variable(Some(*signal), name);
+            let env = read(&[
+                (&own("ENDPOINT"), "http://own"),
+                (&own("HEADERS"), "own=1"),
+                (&own("TIMEOUT"), "1"),
+                (&own("COMPRESSION"), "none"),
+                (&own("PROTOCOL"), "http/protobuf"),
+                ("OTEL_EXPORTER_OTLP_HEADERS", "general=1"),
+                ("OTEL_EXPORTER_OTLP_TIMEOUT", "2"),
+            ]);
+            assert_eq!(complaints(&env), []);
+            for (other, read) in env.signals.iter() {
+                let is_own = other == *signal;
+                let header = if is_own { "own" } else { "general" };
+                assert_eq!(read.headers[0].0, header, "{signal} {other}");
+                let milliseconds = if is_own { 1 } else { 2 };
+                assert_eq!(read.timeout, Some(Duration::from_millis(milliseconds)));
+                assert_eq!(read.endpoint.is_some(), is_own);
+                assert_eq!(read.compression.is_some(), is_own);
+                assert_eq!(read.encoding.is_some(), is_own);
+            }
+        }
+    }
+
+    /// Scenario: a general variable that no signal can use, and one that no signal has to use.
+    /// Guarantees: the first is complained about once, the second not at all.
+    #[test]
+    fn general_variable_is_complained_about_once_and_only_if_it_is_needed() {
+        let env = read(&[
+            ("OTEL_EXPORTER_OTLP_TIMEOUT", "soon"),
+            ("OTEL_EXPORTER_OTLP_COMPRESSION", "zstd"),
+            ("OTEL_EXPORTER_OTLP_TRACES_COMPRESSION", "none"),
+            ("OTEL_EXPORTER_OTLP_LOGS_COMPRESSION", "none"),
+            ("OTEL_EXPORTER_OTLP_METRICS_COMPRESSION", "none"),
+        ]);
+        assert_eq!(complaints(&env), [("OTEL_EXPORTER_OTLP_TIMEOUT", "soon")]);
     }
 
     /// Scenario: timeouts in both variables.
     /// Guarantees: milliseconds; 0 stays 0; what is no number is complained about and the other variable is used.
     #[test]
     fn timeout_follows_the_specification() {
-        let traces = "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT";
-        let general = "OTEL_EXPORTER_OTLP_TIMEOUT";
         let cases = [
             ("", "", None, 0),
             ("1500", "9", Some(1500), 0),
@@ -298,14 +439,18 @@ mod tests {
             ("10s", "9", Some(9), 1),
             ("-1", "1.5", None, 2),
         ];
-        for (first, second, expected, complained) in cases {
-            let env = read(&[(traces, first), (general, second)]);
-            assert_eq!(
-                env.timeout,
-                expected.map(Duration::from_millis),
-                "{first:?} {second:?}"
-            );
-            assert_eq!(env.complaints.len(), complained, "{first:?} {second:?}");
+        let general = variable(None, "TIMEOUT");
+        for signal in Signal::ALL {
+            let own = variable(Some(*signal), "TIMEOUT");
+            for (first, second, expected, complained) in cases {
+                let env = read(&[(&own, first), (&general, second)]);
+                assert_eq!(
+                    env.signals[*signal].timeout,
+                    expected.map(Duration::from_millis),
+                    "{first:?} {second:?}"
+                );
+                assert_eq!(env.complaints.len(), complained, "{first:?} {second:?}");
+            }
         }
     }
 
@@ -313,23 +458,62 @@ mod tests {
     /// Guarantees: case does not matter; unknown values are complained about with their variable and value.
     #[test]
     fn unknown_words_are_complained_about() {
-        let compression = "OTEL_EXPORTER_OTLP_COMPRESSION";
-        let protocol = "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL";
         let gzip = cfg!(feature = "gzip").then_some(Compression::Gzip);
-        let cases = [
-            (compression, "none", Some(Compression::None), false),
-            (compression, "GZIP", gzip, gzip.is_none()),
-            (compression, "zstd", None, true),
-            (protocol, "http/protobuf", None, false),
-            (protocol, "grpc", None, true),
-            (protocol, "http/json", None, true),
-        ];
-        for (variable, value, expected, complained) in cases {
-            let env = read(&[(variable, value)]);
-            assert_eq!(env.compression, expected, "{value}");
-            let complaint = complained.then_some((variable, value));
-            assert_eq!(complaints(&env), Vec::from_iter(complaint));
+        let json = cfg!(feature = "json").then_some(Encoding::Json);
+        for signal in Signal::ALL {
+            let check = |name: &str, value: &str, is_known: bool| {
+                let own = variable(Some(*signal), name);
+                let mut env = read(&[(&own, value)]);
+                let complaint = (!is_known).then_some((own.as_str(), value));
+                assert_eq!(complaints(&env), Vec::from_iter(complaint));
+                std::mem::take(&mut env.signals[*signal])
+            };
+            let compressions = [
+                ("none", Some(Compression::None)),
+                ("GZIP", gzip),
+                ("zstd", None),
+            ];
+            for (value, expected) in compressions {
+                let read = check("COMPRESSION", value, expected.is_some());
+                assert_eq!(read.compression, expected, "{value}");
+            }
+            let encodings = [
+                ("http/protobuf", Some(Encoding::Protobuf)),
+                ("HTTP/json", json),
+                ("grpc", None),
+            ];
+            for (value, expected) in encodings {
+                let read = check("PROTOCOL", value, expected.is_some());
+                assert_eq!(read.encoding, expected, "{value}");
+            }
         }
+    }
+
+    /// Scenario: every preference of temporality, in any case, and others; and each default aggregation of histograms.
+    /// Guarantees: the three are known, and what cannot be used is complained about.
+    #[cfg(feature = "metric-export")]
+    #[test]
+    fn preferences_for_metrics_follow_the_specification() {
+        let temporalities = [
+            ("cumulative", Some(Temporality::Cumulative)),
+            ("Delta", Some(Temporality::Delta)),
+            ("LOWMEMORY", Some(Temporality::LowMemory)),
+            ("", None),
+        ];
+        for (value, expected) in temporalities {
+            let env = read(&[(TEMPORALITY, value)]);
+            assert_eq!(env.temporality, expected);
+            assert_eq!(complaints(&env), []);
+        }
+        let env = read(&[
+            (TEMPORALITY, "low"),
+            (AGGREGATION, "Explicit_Bucket_Histogram"),
+        ]);
+        assert_eq!(env.temporality, None);
+        assert_eq!(complaints(&env), [(TEMPORALITY, "low")]);
+        let exponential = "base2_exponential_bucket_histogram";
+        let env = read(&[(AGGREGATION, exponential)]);
+        assert_eq!(complaints(&env), [(AGGREGATION, exponential)]);
     }
 
     fn headers(list: &str) -> (Vec<String>, Vec<String>) {
@@ -337,8 +521,12 @@ mod tests {
         let shown = |(name, value): &(HeaderName, HeaderValue)| {
             format!("{name}={}", value.to_str().unwrap())
         };
+        let read = &env.signals[Signal::Traces];
+        for (_, other) in env.signals.iter() {
+            assert_eq!(other.headers, read.headers);
+        }
         (
-            env.headers.iter().map(shown).collect(),
+            read.headers.iter().map(shown).collect(),
             env.complaints.into_iter().map(|c| c.value).collect(),
         )
     }
@@ -377,20 +565,20 @@ mod tests {
         }
     }
 
-    /// Scenario: header variables for traces and in general.
-    /// Guarantees: the one for traces replaces the other, unless it is empty; values are marked sensitive.
+    /// Scenario: header variables for a signal and in general.
+    /// Guarantees: the one for the signal replaces the other, unless it is empty; values are marked sensitive.
     #[test]
-    fn headers_for_traces_win_unless_they_are_empty() {
-        for (traces, expected) in [("a=1", "a"), ("", "b"), (" ", "b")] {
-            let env = read(&[
-                ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", traces),
-                ("OTEL_EXPORTER_OTLP_HEADERS", "b=2"),
-            ]);
-            let [(name, value)] = env.headers.as_slice() else {
-                panic!("one header: {env:?}");
-            };
-            assert_eq!(name, expected);
-            assert!(value.is_sensitive());
+    fn headers_for_a_signal_win_unless_they_are_empty() {
+        for signal in Signal::ALL {
+            let own = variable(Some(*signal), "HEADERS");
+            for (value, expected) in [("a=1", "a"), ("", "b"), (" ", "b")] {
+                let env = read(&[(&own, value), ("OTEL_EXPORTER_OTLP_HEADERS", "b=2")]);
+                let [(name, value)] = env.signals[*signal].headers.as_slice() else {
+                    panic!("one header: {env:?}");
+                };
+                assert_eq!(name, expected);
+                assert!(value.is_sensitive());
+            }
         }
     }
 
@@ -418,7 +606,7 @@ mod tests {
         if std::env::var_os(VARIABLE).as_deref() == Some(wrong) {
             let env = Environment::read(of_process);
             assert_eq!(complaints(&env), [(VARIABLE, "not valid Unicode")]);
-            assert!(env.headers.is_empty());
+            assert!(env.signals.iter().all(|(_, read)| read.headers.is_empty()));
             return;
         }
         let status = std::process::Command::new(std::env::current_exe().unwrap())
@@ -438,9 +626,9 @@ mod tests {
     fn tls_material_is_complained_about_once() {
         let env = read(&[
             ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/ca.pem"),
-            ("OTEL_EXPORTER_OTLP_CLIENT_KEY", "/key.pem"),
+            ("OTEL_EXPORTER_OTLP_LOGS_CLIENT_KEY", "/key.pem"),
         ]);
-        let variables = "OTEL_EXPORTER_OTLP_CERTIFICATE, OTEL_EXPORTER_OTLP_CLIENT_KEY";
+        let variables = "OTEL_EXPORTER_OTLP_CERTIFICATE, OTEL_EXPORTER_OTLP_LOGS_CLIENT_KEY";
         assert_eq!(complaints(&env), [(variables, "not supported")]);
     }
 }

@@ -1,6 +1,7 @@
 //! What can go wrong, by operation: building ([`ConfigError`]), checking ([`CheckError`]), exporting.
 
 use crate::redact;
+use crate::signal::Signal;
 use crate::stats::FailureReason;
 use http::StatusCode;
 use opentelemetry_http::HttpError;
@@ -41,8 +42,8 @@ pub enum ConfigError {
         /// The name.
         name: String,
     },
-    /// `with_max_request_bytes(0)`: no span would ever fit.
-    #[error("max_request_bytes is 0, so no span would fit")]
+    /// `with_max_request_bytes(0)`: nothing would ever fit.
+    #[error("max_request_bytes is 0, so nothing would fit")]
     ZeroMaxRequestBytes,
     /// A retry policy without a single attempt.
     #[error("retry policy allows 0 attempts")]
@@ -58,7 +59,10 @@ pub enum ConfigError {
     /// Gzip was asked for, but the feature `gzip` is off.
     #[error("gzip compression needs the feature `gzip`")]
     GzipUnavailable,
-    /// No endpoint was given, and this is a Cloudflare Worker, where there is none by default.
+    /// JSON was asked for, but the feature `json` is off.
+    #[error("encoding as JSON needs the feature `json`")]
+    JsonUnavailable,
+    /// No endpoint was given for any signal, and this is a Cloudflare Worker, where there is none by default.
     #[error(
         "no endpoint: set the variable OTEL_EXPORTER_OTLP_ENDPOINT of the Worker and call with_worker_env, or call with_endpoint"
     )]
@@ -68,7 +72,7 @@ pub enum ConfigError {
         "no HTTP client: call with_http_client, or turn on feature `reqwest`, `hyper` or `reqwest-blocking`"
     )]
     NoHttpClient,
-    /// The endpoint is `https`, and the default client cannot speak it.
+    /// An endpoint is `https`, and the default client cannot speak it.
     #[error(
         "the default HTTP client cannot speak https: turn on feature `tls` together with `reqwest` or `reqwest-blocking`, or call with_http_client"
     )]
@@ -82,6 +86,12 @@ pub enum ConfigError {
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum CheckError {
+    /// There is no endpoint for this signal. Only in a Cloudflare Worker, where there is none by default.
+    #[error("no endpoint is set for {signal}")]
+    NoEndpoint {
+        /// What was to be checked.
+        signal: Signal,
+    },
     /// Nothing answered: the name does not resolve, the connection is refused or breaks, or TLS fails.
     #[error("endpoint {endpoint} cannot be reached")]
     Endpoint {
@@ -99,8 +109,10 @@ pub enum CheckError {
         timeout: Duration,
     },
     /// Something answered that does not know this path: 404 or 405.
-    #[error("path of {endpoint} is not an OTLP traces receiver: {status}")]
+    #[error("path of {endpoint} is not an OTLP {signal} receiver: {status}")]
     Path {
+        /// What was checked.
+        signal: Signal,
         /// The endpoint, without its query.
         endpoint: String,
         /// The answer.
@@ -131,14 +143,17 @@ pub struct TransportError {
     text: String,
 }
 
-/// Why spans of one export did not arrive.
+/// Why some of one export, or all of it, did not arrive.
 #[derive(Debug, Error)]
 pub(crate) enum ExportError {
     #[error("exporter is shut down")]
     AlreadyShutdown,
-    #[error("{spans} of {of} spans are each larger than a request of {max_bytes} bytes")]
+    #[error("no endpoint is set for {0}")]
+    NoEndpoint(Signal),
+    #[error("{count} of {of} {} are each larger than a request of {max_bytes} bytes", signal.items())]
     TooLarge {
-        spans: usize,
+        signal: Signal,
+        count: usize,
         of: usize,
         max_bytes: usize,
     },
@@ -163,8 +178,12 @@ pub(crate) enum ExportError {
     ResponseTooLarge { max_bytes: usize },
     #[error("no response within {0:?}")]
     Timeout(Duration),
-    #[error("collector rejected {rejected} of {of} spans")]
-    Rejected { rejected: usize, of: usize },
+    #[error("collector rejected {rejected} of {of} {}", signal.items())]
+    Rejected {
+        signal: Signal,
+        rejected: usize,
+        of: usize,
+    },
 }
 
 // ===== impl TransportError =====
@@ -190,6 +209,7 @@ impl ExportError {
     pub(crate) fn reason(&self) -> FailureReason {
         match self {
             Self::AlreadyShutdown => FailureReason::AlreadyShutdown,
+            Self::NoEndpoint(_) => FailureReason::NoEndpoint,
             Self::TooLarge { .. } => FailureReason::TooLarge,
             Self::CircuitOpen { .. } => FailureReason::CircuitOpen,
             Self::Status { status, .. } if refuses_credentials(*status) => {

@@ -58,6 +58,9 @@
 //! | `reqwest-blocking` | | the same with reqwest's blocking client, a thread per request |
 //! | `tls` | | `https` for the two reqwest clients |
 //! | `gzip` | yes | [`Compression::Gzip`] |
+//! | `logs` | yes | log records, as a `LogExporter` |
+//! | `metric-export` | yes | metrics, as a `PushMetricExporter` |
+//! | `json` | yes | [`Encoding::Json`] |
 //! | `metrics` | yes | the exporter's own metrics, named as the semantic conventions for SDK metrics have them |
 //! | `tonic` | | `TokenInterceptor` for gRPC exporters |
 //! | `internal-logs` | yes | warnings, through `tracing` |
@@ -68,7 +71,7 @@
 //! # In Cloudflare Workers
 //!
 //! Depend on it with `default-features = false, features = ["worker"]` and build for `wasm32-unknown-unknown`, with Rust
-//! 1.91 or later. `gzip`, `metrics`, `tonic` and `internal-logs` can be added. The features that bring a native client
+//! 1.91 or later. `gzip`, `logs`, `metric-export`, `json`, `metrics`, `tonic` and `internal-logs` can be added. The features that bring a native client
 //! cannot: they do not compile for wasm, which shows as an error in `opentelemetry-http`.
 //!
 //! ```
@@ -106,8 +109,11 @@ mod clock;
 mod compress;
 mod config;
 mod credentials;
+#[cfg(feature = "metric-export")]
+mod data_points;
 mod delivery;
 pub mod encode;
+mod endpoint;
 mod env;
 mod error;
 mod exporter;
@@ -116,11 +122,16 @@ mod exporter;
 #[doc(hidden)]
 pub mod hostile;
 mod log;
+mod pipeline;
 #[cfg(all(test, races = "loom"))]
 mod races;
 mod random;
 mod redact;
+#[allow(dead_code)]
+mod response;
 mod retry;
+mod settings;
+mod signal;
 mod stats;
 mod sync;
 mod telemetry;
@@ -132,9 +143,12 @@ pub use client::TokenClient;
 pub use client::TokenInterceptor;
 pub use config::{Compression, DirectExporterBuilder};
 pub use credentials::{ExportToken, InvalidToken};
+pub use encode::Encoding;
 pub use error::{CheckError, ConfigError, TransportError};
 pub use exporter::{DirectExporter, ExporterHandle};
 pub use retry::RetryPolicy;
+pub use settings::SignalSettings;
+pub use signal::Signal;
 pub use stats::{ExporterStats, FailureReason};
 
 /// Keeps the example of the README compiling.

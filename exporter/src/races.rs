@@ -11,11 +11,12 @@ use opentelemetry_http::{Bytes, HttpClient, HttpError};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::Endpoint;
 use crate::credentials::ExportToken;
 use crate::delivery::{Body, Delivery, Limits};
+use crate::endpoint::Endpoint;
 use crate::error::ExportError;
 use crate::retry::RetryPolicy;
+use crate::signal::Signal;
 use crate::sync::Mutex;
 
 const OLD: &str = "Bearer old";
@@ -61,7 +62,7 @@ impl Model {
             retry: RetryPolicy::default(),
             circuit_cooldown: Duration::from_secs(3600),
         };
-        let endpoint = Endpoint::by_default().expect("the default is an endpoint");
+        let endpoint = Endpoint::by_default(Signal::Traces).expect("the default is an endpoint");
         Arc::new(Self {
             delivery: Delivery::new(client.clone(), endpoint, HeaderMap::new(), limits),
             client,

@@ -1,10 +1,11 @@
-//! Our own counters: how many spans went where, and why some did not arrive.
+//! Our own counters, for each signal: how much went where, and why some did not arrive.
 //!
-//! The law: at every moment, spans given to `export` are exported, failed for one reason, or in flight.
+//! What is counted is called an item: a span, a log record, or a data point of a metric. The law: at every moment, items
+//! given to `export` are exported, failed for one reason, or in flight.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Why spans did not arrive. The same words appear in [`ExporterStats`], in `error.type` of the metrics, and in logs.
+/// Why spans, log records or data points did not arrive. The same words appear in [`ExporterStats`], in `error.type` of the metrics, and in logs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum FailureReason {
@@ -14,7 +15,10 @@ pub enum FailureReason {
     Cancelled,
     /// `circuit_open`: not sent, because the same credentials were refused a moment ago.
     CircuitOpen,
-    /// `rejected`: the collector took the request and refused some of its spans.
+    /// `no_endpoint`: not sent, because no endpoint is set for this signal. Only in a Cloudflare Worker, where there is
+    /// none by default.
+    NoEndpoint,
+    /// `rejected`: the collector took the request and refused some of what was in it.
     Rejected,
     /// `response_too_large`: the HTTP client gave up reading the response. They may have arrived.
     ResponseTooLarge,
@@ -24,7 +28,7 @@ pub enum FailureReason {
     Throttled,
     /// `timeout`: no answer in time. They may have arrived.
     Timeout,
-    /// `too_large`: a single span is larger than a request may be.
+    /// `too_large`: a single span, log record or data point is larger than a request may be.
     TooLarge,
     /// `transport`: no connection, or it broke before the answer, on the last attempt too.
     Transport,
@@ -32,10 +36,10 @@ pub enum FailureReason {
     Unauthorized,
 }
 
-/// A snapshot of what an exporter has done since it was built.
+/// A snapshot of what an exporter has done for one signal since it was built, all its clones together.
 ///
-/// The numbers are read one by one while exports go on, so a snapshot taken under load may be off by the spans of the
-/// exports that end meanwhile. At rest, spans given to `export` = [`exported`](ExporterStats::exported) +
+/// It counts items: spans, log records, or data points of metrics. The numbers are read one by one while exports go on, so a
+/// snapshot taken under load may be off by the items of the exports that end meanwhile. At rest, items given to `export` = [`exported`](ExporterStats::exported) +
 /// [`failed_in_total`](ExporterStats::failed_in_total), and nothing is in flight.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExporterStats {
@@ -64,6 +68,7 @@ impl FailureReason {
         Self::AlreadyShutdown,
         Self::Cancelled,
         Self::CircuitOpen,
+        Self::NoEndpoint,
         Self::Rejected,
         Self::ResponseTooLarge,
         Self::Status,
@@ -80,6 +85,7 @@ impl FailureReason {
             Self::AlreadyShutdown => "already_shutdown",
             Self::Cancelled => "cancelled",
             Self::CircuitOpen => "circuit_open",
+            Self::NoEndpoint => "no_endpoint",
             Self::Rejected => "rejected",
             Self::ResponseTooLarge => "response_too_large",
             Self::Status => "status",
@@ -95,22 +101,22 @@ impl FailureReason {
 // ===== impl ExporterStats =====
 
 impl ExporterStats {
-    /// Spans that the collector acknowledged.
+    /// Items that the collector acknowledged.
     pub fn exported(&self) -> u64 {
         self.exported
     }
 
-    /// Spans that did not arrive, or may not have, for this reason.
+    /// Items that did not arrive, or may not have, for this reason.
     pub fn failed(&self, reason: FailureReason) -> u64 {
         self.failed[reason as usize]
     }
 
-    /// Spans that did not arrive, or may not have, for any reason.
+    /// Items that did not arrive, or may not have, for any reason.
     pub fn failed_in_total(&self) -> u64 {
         self.failed.iter().sum()
     }
 
-    /// Spans inside `export`, retries and waits included.
+    /// Items inside `export`, retries and waits included.
     pub fn in_flight(&self) -> u64 {
         self.in_flight
     }
@@ -129,18 +135,18 @@ impl ExporterStats {
 // ===== impl Counters =====
 
 impl Counters {
-    pub(crate) fn begin(&self, spans: u64) {
-        self.in_flight.fetch_add(spans, Ordering::Relaxed);
+    pub(crate) fn begin(&self, items: u64) {
+        self.in_flight.fetch_add(items, Ordering::Relaxed);
     }
 
-    /// Spans leave flight, in one of the two ways there are.
-    pub(crate) fn end(&self, spans: u64, result: Result<(), FailureReason>) {
+    /// Items leave flight, in one of the two ways there are.
+    pub(crate) fn end(&self, items: u64, result: Result<(), FailureReason>) {
         let counter = match result {
             Ok(()) => &self.exported,
             Err(reason) => &self.failed[reason as usize],
         };
-        counter.fetch_add(spans, Ordering::Relaxed);
-        self.in_flight.fetch_sub(spans, Ordering::Relaxed);
+        counter.fetch_add(items, Ordering::Relaxed);
+        self.in_flight.fetch_sub(items, Ordering::Relaxed);
     }
 
     pub(crate) fn attempt(&self, number: u32) {

@@ -1,7 +1,8 @@
 //! What the exporter says about itself: counters, OpenTelemetry metrics, and warnings at a limited rate.
 
 use crate::clock;
-use crate::config::Endpoint;
+use crate::endpoint::Endpoint;
+use crate::signal::Signal;
 use crate::stats::{Counters, ExporterStats, FailureReason};
 use http::StatusCode;
 #[cfg(feature = "metrics")]
@@ -13,7 +14,7 @@ use std::time::Duration;
 /// One warning per topic in this time; the next one says how many were left out.
 const WARNING_INTERVAL: Duration = Duration::from_secs(10);
 
-/// All self-telemetry of one exporter.
+/// All self-telemetry of one exporter about one signal.
 #[derive(Debug)]
 pub(crate) struct Telemetry {
     counters: Counters,
@@ -22,7 +23,17 @@ pub(crate) struct Telemetry {
     metrics: instruments::Metrics,
 }
 
-/// Spans inside one call of `export`. Those not settled when it is dropped were cancelled.
+/// What the telemetry about the three signals of one exporter has in common.
+#[derive(Debug)]
+pub(crate) struct Component {
+    /// Tells the exporters of one process apart.
+    #[cfg(feature = "metrics")]
+    number: u64,
+    #[cfg(feature = "metrics")]
+    meter: Option<Meter>,
+}
+
+/// Items inside one call of `export`. Those not settled when it is dropped were cancelled.
 #[derive(Debug)]
 pub(crate) struct InFlight<'a> {
     telemetry: &'a Telemetry,
@@ -51,20 +62,31 @@ struct Admitted {
     suppressed: u64,
 }
 
+// ===== impl Component =====
+
+impl Component {
+    /// One with the next number.
+    pub(crate) fn next(#[cfg(feature = "metrics")] meter: Option<Meter>) -> Self {
+        Self {
+            #[cfg(feature = "metrics")]
+            number: instruments::next_number(),
+            #[cfg(feature = "metrics")]
+            meter,
+        }
+    }
+}
+
 // ===== impl Telemetry =====
 
 impl Telemetry {
-    pub(crate) fn new(
-        endpoint: &Endpoint,
-        #[cfg(feature = "metrics")] meter: Option<Meter>,
-    ) -> Self {
+    pub(crate) fn new(signal: Signal, endpoint: Option<&Endpoint>, component: &Component) -> Self {
         #[cfg(not(feature = "metrics"))]
-        let _ = endpoint;
+        let _ = (signal, endpoint, component);
         Self {
             counters: Counters::default(),
             warnings: Mutex::default(),
             #[cfg(feature = "metrics")]
-            metrics: instruments::Metrics::new(endpoint, meter),
+            metrics: instruments::Metrics::new(signal, endpoint, component),
         }
     }
 
@@ -72,13 +94,13 @@ impl Telemetry {
         self.counters.snapshot()
     }
 
-    pub(crate) fn begin(&self, spans: usize) -> InFlight<'_> {
-        self.counters.begin(spans as u64);
+    pub(crate) fn begin(&self, items: usize) -> InFlight<'_> {
+        self.counters.begin(items as u64);
         #[cfg(feature = "metrics")]
-        self.metrics.in_flight(spans as i64);
+        self.metrics.in_flight(items as i64);
         InFlight {
             telemetry: self,
-            unsettled: spans as u64,
+            unsettled: items as u64,
         }
     }
 
@@ -107,23 +129,23 @@ impl Telemetry {
             .admit(topic, clock::monotonic())
     }
 
-    fn end(&self, spans: u64, result: Result<(), FailureReason>) {
-        if spans == 0 {
+    fn end(&self, items: u64, result: Result<(), FailureReason>) {
+        if items == 0 {
             return;
         }
-        self.counters.end(spans, result);
+        self.counters.end(items, result);
         #[cfg(feature = "metrics")]
-        self.metrics.end(spans, result);
+        self.metrics.end(items, result);
     }
 }
 
 // ===== impl InFlight =====
 
 impl InFlight<'_> {
-    pub(crate) fn settle(&mut self, spans: usize, result: Result<(), FailureReason>) {
-        let spans = (spans as u64).min(self.unsettled);
-        self.unsettled -= spans;
-        self.telemetry.end(spans, result);
+    pub(crate) fn settle(&mut self, items: usize, result: Result<(), FailureReason>) {
+        let items = (items as u64).min(self.unsettled);
+        self.unsettled -= items;
+        self.telemetry.end(items, result);
     }
 }
 
@@ -158,13 +180,19 @@ impl WarningLimit {
 mod instruments {
     //! The instruments of the semantic conventions for SDK metrics.
 
-    use super::{Duration, Endpoint, FailureReason, Meter, StatusCode};
+    use super::{Component, Duration, Endpoint, FailureReason, Meter, Signal, StatusCode};
     use opentelemetry::metrics::{Counter, Histogram, UpDownCounter};
     use opentelemetry::{KeyValue, global};
     use std::sync::atomic::{AtomicU64, Ordering};
     use std::sync::{Arc, OnceLock};
 
-    const COMPONENT_TYPE: &str = "otlp_http_span_exporter";
+    /// What the conventions call things of one signal.
+    struct Names {
+        component_type: &'static str,
+        in_flight: &'static str,
+        exported: &'static str,
+        unit: &'static str,
+    }
 
     /// In seconds: the boundaries of the semantic conventions for HTTP, and longer ones, because retries are included.
     const DURATIONS: [f64; 16] = [
@@ -175,6 +203,7 @@ mod instruments {
     /// the exporter.
     #[derive(Debug)]
     pub(super) struct Metrics {
+        signal: Signal,
         meter: Option<Meter>,
         attributes: Vec<KeyValue>,
         instruments: OnceLock<Instruments>,
@@ -187,24 +216,56 @@ mod instruments {
         duration: Histogram<f64>,
     }
 
+    pub(super) fn next_number() -> u64 {
+        /// It guards nothing else.
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        NEXT.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn names(signal: Signal) -> Names {
+        match signal {
+            Signal::Traces => Names {
+                component_type: "otlp_http_span_exporter",
+                in_flight: "otel.sdk.exporter.span.inflight",
+                exported: "otel.sdk.exporter.span.exported",
+                unit: "{span}",
+            },
+            Signal::Logs => Names {
+                component_type: "otlp_http_log_exporter",
+                in_flight: "otel.sdk.exporter.log.inflight",
+                exported: "otel.sdk.exporter.log.exported",
+                unit: "{log_record}",
+            },
+            Signal::Metrics => Names {
+                component_type: "otlp_http_metric_exporter",
+                in_flight: "otel.sdk.exporter.metric_data_point.inflight",
+                exported: "otel.sdk.exporter.metric_data_point.exported",
+                unit: "{data_point}",
+            },
+        }
+    }
+
     impl Metrics {
-        pub(super) fn new(endpoint: &Endpoint, meter: Option<Meter>) -> Self {
-            /// Tells the exporters of one process apart; it guards nothing else.
-            static NEXT: AtomicU64 = AtomicU64::new(0);
-            let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        pub(super) fn new(
+            signal: Signal,
+            endpoint: Option<&Endpoint>,
+            component: &Component,
+        ) -> Self {
+            let component_type = names(signal).component_type;
+            let name = format!("{component_type}/{}", component.number);
             // They are cloned for each measurement.
             let shared = |text: &str| Arc::<str>::from(text);
-            let attributes = vec![
-                KeyValue::new("otel.component.type", COMPONENT_TYPE),
-                KeyValue::new(
-                    "otel.component.name",
-                    shared(&format!("{COMPONENT_TYPE}/{number}")),
-                ),
-                KeyValue::new("server.address", shared(endpoint.host())),
-                KeyValue::new("server.port", i64::from(endpoint.port())),
+            let mut attributes = vec![
+                KeyValue::new("otel.component.type", component_type),
+                KeyValue::new("otel.component.name", shared(&name)),
             ];
+            if let Some(endpoint) = endpoint {
+                attributes.push(KeyValue::new("server.address", shared(endpoint.host())));
+                attributes.push(KeyValue::new("server.port", i64::from(endpoint.port())));
+            }
             Self {
-                meter,
+                signal,
+                meter: component.meter.clone(),
                 attributes,
                 instruments: OnceLock::new(),
             }
@@ -214,10 +275,10 @@ mod instruments {
             self.instruments().in_flight.add(change, &self.attributes);
         }
 
-        pub(super) fn end(&self, spans: u64, result: Result<(), FailureReason>) {
-            self.in_flight(-(spans as i64));
+        pub(super) fn end(&self, items: u64, result: Result<(), FailureReason>) {
+            self.in_flight(-(items as i64));
             let attributes = self.attributes_with(None, result.err());
-            self.instruments().exported.add(spans, &attributes);
+            self.instruments().exported.add(items, &attributes);
         }
 
         pub(super) fn operation(
@@ -248,23 +309,24 @@ mod instruments {
         fn instruments(&self) -> &Instruments {
             self.instruments.get_or_init(|| {
                 let global = || global::meter(env!("CARGO_PKG_NAME"));
-                Instruments::new(&self.meter.clone().unwrap_or_else(global))
+                let meter = self.meter.clone().unwrap_or_else(global);
+                Instruments::new(&meter, names(self.signal))
             })
         }
     }
 
     impl Instruments {
-        fn new(meter: &Meter) -> Self {
+        fn new(meter: &Meter, names: Names) -> Self {
             Self {
                 in_flight: meter
-                    .i64_up_down_counter("otel.sdk.exporter.span.inflight")
-                    .with_unit("{span}")
-                    .with_description("Spans passed to the exporter and not yet answered for.")
+                    .i64_up_down_counter(names.in_flight)
+                    .with_unit(names.unit)
+                    .with_description("Passed to the exporter and not yet answered for.")
                     .build(),
                 exported: meter
-                    .u64_counter("otel.sdk.exporter.span.exported")
-                    .with_unit("{span}")
-                    .with_description("Spans whose export has ended, with error.type if it failed.")
+                    .u64_counter(names.exported)
+                    .with_unit(names.unit)
+                    .with_description("Those whose export has ended, with error.type if it failed.")
                     .build(),
                 duration: meter
                     .f64_histogram("otel.sdk.exporter.operation.duration")

@@ -183,7 +183,7 @@ impl Row {
             let words = [
                 "DirectExporter.ExportFailed".to_owned(),
                 format!("reason=\"{}\"", reason.as_str()),
-                format!("spans={failed}"),
+                format!("items={failed}"),
             ];
             for words in words {
                 assert!(line.contains(&words), "{words}: {line}");

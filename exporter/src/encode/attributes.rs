@@ -10,15 +10,15 @@ use prost::encoding::encoded_len_varint;
 
 const KEY: u8 = delimited(1);
 const VALUE: u8 = delimited(2);
-const STRING: u8 = delimited(1);
+pub(super) const STRING: u8 = delimited(1);
 const BOOL: u8 = varint(2);
 const INT: u8 = varint(3);
 const DOUBLE: u8 = fixed64(4);
-const ARRAY: u8 = delimited(5);
-const ARRAY_VALUE: u8 = delimited(1);
+pub(super) const ARRAY: u8 = delimited(5);
+pub(super) const ARRAY_VALUE: u8 = delimited(1);
 
-const BOOL_LEN: usize = 2;
-const DOUBLE_LEN: usize = 9;
+pub(super) const BOOL_LEN: usize = 2;
+pub(super) const DOUBLE_LEN: usize = 9;
 
 /// The length of `attributes` as a repeated field with a one-byte tag.
 pub(super) fn measure<'a>(
@@ -77,7 +77,7 @@ pub(super) fn write_one(out: &mut Out, tag: u8, key: &Key, value: &Value, replay
 
 /// Everything of a `KeyValue` up to the inside of its `AnyValue`.
 #[inline(always)]
-fn begin(out: &mut Out, tag: u8, key: &[u8], value_len: usize) {
+pub(super) fn begin(out: &mut Out, tag: u8, key: &[u8], value_len: usize) {
     put_header(out, tag, optional_len(key.len()) + field_len(value_len));
     put_optional(out, KEY, key);
     put_header(out, VALUE, value_len);
@@ -145,22 +145,22 @@ fn write_rendered(out: &mut Out, tag: u8, key: &[u8], replay: &mut Replay<'_>) {
 
 /// An `int64` is written as a two's-complement varint: a negative one takes ten bytes.
 #[inline(always)]
-fn int_len(value: i64) -> usize {
+pub(super) fn int_len(value: i64) -> usize {
     1 + encoded_len_varint(value as u64)
 }
 
 #[inline(always)]
-fn put_bool(out: &mut Out, value: bool) {
+pub(super) fn put_bool(out: &mut Out, value: bool) {
     out.array([BOOL, u8::from(value)]);
 }
 
 #[inline(always)]
-fn put_int(out: &mut Out, value: i64) {
+pub(super) fn put_int(out: &mut Out, value: i64) {
     out.array([INT]);
     out.varint(value as u64);
 }
 
 #[inline(always)]
-fn put_double(out: &mut Out, value: f64) {
+pub(super) fn put_double(out: &mut Out, value: f64) {
     put_fixed64(out, DOUBLE, value.to_le_bytes());
 }

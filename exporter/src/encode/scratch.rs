@@ -1,11 +1,11 @@
 //! What the measuring pass leaves for the writing pass, so that nothing is measured twice.
 //!
-//! Only what is costly to measure again is kept: the content lengths of arrays, events and links, and texts that exist
+//! Only what is costly to measure again is kept: the content lengths of arrays, maps, events and links, and texts that exist
 //! only as a rendering. Both passes visit a message's fields in the same order, so plain lists are enough.
 
 /// Lengths and texts, in the order in which both passes visit them.
 #[derive(Debug, Default)]
-pub(super) struct Scratch {
+pub(crate) struct Scratch {
     lengths: Vec<usize>,
     texts: Vec<String>,
 }
@@ -19,7 +19,7 @@ pub(super) struct Mark {
 
 /// Reads a [`Scratch`] from a [`Mark`] on.
 #[derive(Debug)]
-pub(super) struct Replay<'a> {
+pub(crate) struct Replay<'a> {
     lengths: std::slice::Iter<'a, usize>,
     texts: std::slice::Iter<'a, String>,
 }

@@ -1,6 +1,8 @@
 //! One `Span` message with its events, links and status.
 
 use super::attributes;
+use super::plan::Item;
+use super::scope::Scope;
 use super::scratch::{Replay, Scratch};
 use super::wire::{
     Out, delimited, field_len, fixed32, fixed64, optional_count_len, optional_len, put_header,
@@ -69,8 +71,23 @@ const KIND_LEN: usize = 2;
 const FLAGS_LEN: usize = 6;
 const LINK_FLAGS_LEN: usize = 5;
 
+impl<'a> Item<'a> for &'a SpanData {
+    #[inline]
+    fn scope(self) -> Scope<'a> {
+        Scope::new(&self.instrumentation_scope)
+    }
+
+    fn measure(self, scratch: &mut Scratch) -> usize {
+        measure(self, scratch)
+    }
+
+    fn write(self, out: &mut Out, replay: &mut Replay<'_>) {
+        write(out, self, replay);
+    }
+}
+
 /// The length of a `Span` message.
-pub(super) fn measure(span: &SpanData, scratch: &mut Scratch) -> usize {
+fn measure(span: &SpanData, scratch: &mut Scratch) -> usize {
     let mut len = IDS_LEN + KIND_LEN + FLAGS_LEN;
     len += measure_trace_state(span.span_context.trace_state(), scratch);
     if span.parent_span_id != SpanId::INVALID {
@@ -93,7 +110,7 @@ pub(super) fn measure(span: &SpanData, scratch: &mut Scratch) -> usize {
 }
 
 /// Writes a `Span` message, fields in the order of their tags.
-pub(super) fn write(out: &mut Out, span: &SpanData, replay: &mut Replay<'_>) {
+fn write(out: &mut Out, span: &SpanData, replay: &mut Replay<'_>) {
     put_ids(out, &span.span_context);
     put_trace_state(out, span.span_context.trace_state(), replay);
     if span.parent_span_id != SpanId::INVALID {

@@ -16,6 +16,9 @@ use proptest::prelude::*;
 use std::borrow::Cow;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+#[cfg(feature = "logs")]
+mod logs;
+
 // ===== generated input =====
 
 fn text() -> BoxedStrategy<String> {

@@ -1,4 +1,4 @@
-//! The protobuf wire format, as far as OTLP spans need it: lengths, tags, and the three ways a field is written.
+//! The protobuf wire format, as far as OTLP needs it: lengths, tags, and the three ways a field is written.
 //!
 //! `prost::encoding` has the same primitives for any tag and any buffer. These are for one-byte tags (field numbers up
 //! to 15) and a buffer that never grows, which is what makes them quick. The one field beyond that passes both of its
@@ -12,7 +12,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 /// Invariant: both passes agree, so `at` ends at the buffer's length. Were they ever not to, what does not fit would be
 /// left out: a bad request is better than a panic in somebody's service.
 #[derive(Debug)]
-pub(super) struct Out {
+pub(crate) struct Out {
     bytes: Vec<u8>,
     at: usize,
 }

@@ -1,7 +1,7 @@
 //! Spans to bytes, beside what `opentelemetry-proto` and `prost` make of the same spans.
 
 use super::Input;
-use crate::encode::{EncodedResource, Plan, encode_request};
+use crate::encode::{EncodedResource, Item, Plan, encode_request};
 use opentelemetry::trace::{
     Event, Link, SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceId, TraceState,
 };
@@ -36,19 +36,42 @@ pub(crate) fn same_bytes(resource: &Resource, spans: &[SpanData]) {
     assert_eq!(ours.capacity(), ours.len(), "measured is written");
 }
 
-/// Divided at a limit, no request of a batch is larger than that; together they hold each span once, in the order of the
+/// See [`divided`].
+pub(crate) fn division(resource: &Resource, spans: &[SpanData], limit: [u8; 3]) {
+    let items: Vec<_> = spans.iter().collect();
+    let expected = one_by_one(reference(resource, spans));
+    divided(
+        &EncodedResource::new(resource),
+        &items,
+        limit,
+        expected,
+        |bytes| {
+            let request = ExportTraceServiceRequest::decode(bytes).unwrap();
+            assert_eq!(request.encode_to_vec(), bytes);
+            one_by_one(request)
+        },
+    );
+}
+
+/// Divided at a limit, no request of a batch is larger than that; together they hold each item once, in the order of the
 /// reference, under the same scope and resource; missing is exactly what fits into no request, and no request ends before
 /// it must.
 ///
-/// The limit is what a part of the batch takes, from a span and for a number of them, or up to three bytes less or more.
-pub(crate) fn division(resource: &Resource, spans: &[SpanData], [from, count, off]: [u8; 3]) {
-    let encoded = EncodedResource::new(resource);
-    let len = |spans| encode_request(&encoded, spans).len();
-    let from = usize::from(from) % (spans.len() + 1);
-    let count = usize::from(count) % (spans.len() - from + 1);
-    let limit = (len(&spans[from..from + count]) + usize::from(off % 7)).saturating_sub(3);
-    let whole = len(spans);
-    let mut plan = Plan::new(&encoded, spans);
+/// The limit is what a part of the batch takes, from an item and for a number of them, or up to three bytes less or more.
+/// `expected` is each item as a request of its own, which is also what `one_by_one` makes of a request.
+pub(super) fn divided<'a, I: Item<'a>>(
+    resource: &'a EncodedResource,
+    items: &[I],
+    [from, count, off]: [u8; 3],
+    mut expected: Vec<Vec<u8>>,
+    one_by_one: impl Fn(&[u8]) -> Vec<Vec<u8>>,
+) {
+    let plan = |items: &[I]| Plan::new(resource, items.to_vec());
+    let len = |items: &[I]| plan(items).encode(0..items.len()).len();
+    let from = usize::from(from) % (items.len() + 1);
+    let count = usize::from(count) % (items.len() - from + 1);
+    let limit = (len(&items[from..from + count]) + usize::from(off % 7)).saturating_sub(3);
+    let mut plan = plan(items);
     let divided = plan.divide(limit);
 
     let mut left = Vec::new();
@@ -57,19 +80,16 @@ pub(crate) fn division(resource: &Resource, spans: &[SpanData], [from, count, of
         assert!(bytes.len() <= limit, "{} of {limit}", bytes.len());
         if range.end < plan.everything().end {
             let longer = plan.encode(range.start..range.end + 1);
-            assert!(longer.len() > limit, "it could have held one span more");
+            assert!(longer.len() > limit, "it could have held one item more");
         }
-        let request = ExportTraceServiceRequest::decode(bytes.as_slice()).unwrap();
-        assert_eq!(request.encode_to_vec(), bytes);
-        left.extend(one_by_one(request));
+        left.extend(one_by_one(&bytes));
     }
-    let mut expected = one_by_one(reference(resource, spans));
-    // Where all of it fits, nothing is asked of a span by itself.
-    if whole > limit {
+    // Where all of it fits, nothing is asked of an item by itself.
+    if len(items) > limit {
         expected.retain(|alone| alone.len() <= limit);
     }
     assert_eq!(left, expected);
-    assert_eq!(divided.too_large, spans.len() - expected.len());
+    assert_eq!(divided.too_large, items.len() - expected.len());
 }
 
 fn reference(resource: &Resource, spans: &[SpanData]) -> ExportTraceServiceRequest {
@@ -117,9 +137,9 @@ pub(crate) fn plain_span(name: String) -> SpanData {
 
 // ===== impl Input =====
 
-/// Everything that a batch can be made of.
+/// Everything that a batch of spans can be made of.
 impl Input<'_> {
-    fn resource(&mut self) -> Resource {
+    pub(super) fn resource(&mut self) -> Resource {
         let attributes = self.attributes();
         match self.below(3) {
             0 => Resource::builder_empty()
@@ -131,7 +151,7 @@ impl Input<'_> {
         }
     }
 
-    fn scope(&mut self) -> InstrumentationScope {
+    pub(super) fn scope(&mut self) -> InstrumentationScope {
         let mut scope = InstrumentationScope::builder(self.text());
         let parts = self.byte();
         if parts & 1 != 0 {
@@ -146,7 +166,7 @@ impl Input<'_> {
         scope.build()
     }
 
-    fn span(&mut self, instrumentation_scope: InstrumentationScope) -> SpanData {
+    pub(super) fn span(&mut self, instrumentation_scope: InstrumentationScope) -> SpanData {
         let parts = self.byte();
         let mut span = plain_span(self.text());
         span.instrumentation_scope = instrumentation_scope;
@@ -214,7 +234,7 @@ impl Input<'_> {
         SpanContext::new(trace, span, flags, parts & 4 != 0, state)
     }
 
-    fn attributes(&mut self) -> Vec<KeyValue> {
+    pub(super) fn attributes(&mut self) -> Vec<KeyValue> {
         (0..self.below(5))
             .map(|_| {
                 let key = match self.below(4) {
@@ -227,7 +247,7 @@ impl Input<'_> {
             .collect()
     }
 
-    fn value(&mut self) -> Value {
+    pub(super) fn value(&mut self) -> Value {
         let kind = self.below(10);
         let many = |input: &mut Self| (0..input.below(40)).map(|_| ());
         match kind {
@@ -254,11 +274,11 @@ impl Input<'_> {
         }
     }
 
-    fn string(&mut self) -> StringValue {
+    pub(super) fn string(&mut self) -> StringValue {
         self.text().into()
     }
 
-    fn int(&mut self) -> i64 {
+    pub(super) fn int(&mut self) -> i64 {
         match self.below(5) {
             0 => i64::MIN,
             1 => i64::MAX,
@@ -269,7 +289,7 @@ impl Input<'_> {
         }
     }
 
-    fn double(&mut self) -> f64 {
+    pub(super) fn double(&mut self) -> f64 {
         match self.below(6) {
             0 => f64::NAN,
             1 => f64::INFINITY,
@@ -280,7 +300,7 @@ impl Input<'_> {
         }
     }
 
-    fn count(&mut self) -> u32 {
+    pub(super) fn count(&mut self) -> u32 {
         match self.below(4) {
             0 => 0,
             1 => u32::MAX,
@@ -289,7 +309,7 @@ impl Input<'_> {
         }
     }
 
-    fn time(&mut self) -> SystemTime {
+    pub(super) fn time(&mut self) -> SystemTime {
         let seconds = u64::from(u32::from_le_bytes(self.bytes()));
         match self.below(5) {
             0 => UNIX_EPOCH,
@@ -301,7 +321,7 @@ impl Input<'_> {
         }
     }
 
-    fn text(&mut self) -> String {
+    pub(super) fn text(&mut self) -> String {
         let len = self.byte();
         match len {
             0..32 => String::from_utf8_lossy(self.piece(len.into())).into_owned(),

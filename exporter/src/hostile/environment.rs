@@ -1,14 +1,13 @@
 //! Settings: any value in any variable, and any endpoint and header set in code.
 
-use super::encoding::plain_span;
 use super::responses::wait_for;
 use super::texts;
-use crate::env::{Environment, variables};
-use crate::{Compression, DirectExporter};
+use crate::encode::Encoding;
+use crate::env::{Environment, FromEnv, variables};
+use crate::{Compression, DirectExporter, Signal};
 use async_trait::async_trait;
 use http::{HeaderMap, Request, Response, Uri};
 use opentelemetry_http::{Bytes, HttpClient, HttpError};
-use opentelemetry_sdk::trace::SpanExporter;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -17,15 +16,22 @@ use std::time::Duration;
 #[derive(Clone, Debug, Default)]
 struct Collector(Arc<Mutex<Option<(Uri, HeaderMap)>>>);
 
+/// Headers set in code.
+type Headers = Vec<(String, String)>;
+
+/// Finds the value of a variable.
+type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
+
 /// Each text is a letter and a value. Up to the number of variables, the letter says which of them has the value; those
-/// behind are settings in code.
+/// behind are settings in code, for all signals or for one.
 ///
-/// What the environment says never fails a build, and each value means what a naive reading of it means.
+/// What the environment says never fails a build, and each value means what a naive reading of it means, for each signal.
 pub fn property(data: &[u8]) {
     let names: Vec<_> = variables().collect();
     let mut variables = HashMap::new();
     let mut builder = DirectExporter::builder();
-    let mut in_code = Vec::new();
+    let mut general_headers = Headers::new();
+    let mut own_headers: HashMap<Signal, Headers> = HashMap::new();
     let mut is_all_environment = true;
     for text in texts(data) {
         let mut letters = text.chars();
@@ -33,19 +39,25 @@ pub fn property(data: &[u8]) {
             continue;
         };
         let value = letters.as_str().to_owned();
-        let letter = (letter as usize).wrapping_sub('a' as usize);
+        let letter = (letter as usize).wrapping_sub('A' as usize);
         if let Some(name) = names.get(letter) {
             variables.insert(*name, value);
             continue;
         }
         is_all_environment = false;
-        builder = match letter % 3 {
+        let signal = Signal::ALL[letter / 4 % Signal::ALL.len()];
+        let (name, content) = value.split_once('=').unwrap_or((&value, ""));
+        let header = (name.trim().to_ascii_lowercase(), content.to_owned());
+        builder = match letter % 4 {
             0 => builder.with_endpoint(value),
-            1 => builder.with_traces_endpoint(value),
+            1 => builder.with_signal(signal, |signal| signal.with_endpoint(value)),
+            2 => {
+                general_headers.push(header);
+                builder.with_header(name, content)
+            }
             _ => {
-                let (name, value) = value.split_once('=').unwrap_or((&value, ""));
-                in_code.push((name.trim().to_ascii_lowercase(), value.to_owned()));
-                builder.with_header(name, value)
+                own_headers.entry(signal).or_default().push(header);
+                builder.with_signal(signal, |signal| signal.with_header(name, content))
             }
         };
     }
@@ -54,7 +66,8 @@ pub fn property(data: &[u8]) {
         move |name: &str| variables.get(name).cloned()
     };
     let read = Environment::read(&lookup);
-    let expected = check(&read, &|name| Some(variables.get(name)?.trim().to_owned()));
+    let trimmed = |name: &str| Some(variables.get(name)?.trim().to_owned());
+    check_of_metrics(&read, &trimmed);
 
     let collector = Collector::default();
     let built = builder
@@ -65,70 +78,142 @@ pub fn property(data: &[u8]) {
         Ok(exporter) => exporter,
         Err(error) => return assert!(!is_all_environment, "{error}"),
     };
-    wait_for(exporter.export(vec![plain_span("span".to_owned())])).unwrap();
-    let (uri, headers) = collector.0.lock().unwrap().take().unwrap();
-    if is_all_environment {
-        let by_default = Uri::from_static("http://localhost:4318/v1/traces");
-        assert_eq!(uri, read.endpoint.map_or(by_default, |e| e.uri().clone()));
-    }
-    check_uri(&uri);
-    let expected: BTreeMap<_, _> = expected.into_iter().chain(in_code).collect();
-    for (name, value) in expected {
-        let all: Vec<_> = headers.get_all(&name).iter().collect();
-        assert_eq!(all, [value.as_bytes()], "{name}");
+    for (signal, from_env) in read.signals.iter() {
+        let naive = Naive::read(signal, &trimmed);
+        naive.check(from_env, &read);
+        wait_for(exporter.check_signal(signal)).unwrap();
+        let (uri, headers) = collector.0.lock().unwrap().take().unwrap();
+        if is_all_environment {
+            let by_default = format!("http://localhost:4318/v1/{signal}");
+            let expected = from_env.endpoint.as_ref();
+            let expected = expected.map_or(by_default, |endpoint| endpoint.uri().to_string());
+            assert_eq!(uri.to_string(), expected);
+        }
+        check_uri(&uri);
+        let own_headers = own_headers.remove(&signal).unwrap_or_default();
+        let expected: BTreeMap<_, _> = naive
+            .headers
+            .into_iter()
+            .chain(general_headers.iter().cloned())
+            .chain(own_headers)
+            .collect();
+        for (name, value) in expected {
+            let all: Vec<_> = headers.get_all(&name).iter().collect();
+            assert_eq!(all, [value.as_bytes()], "{signal}: {name}");
+        }
+        let content_type = naive.encoding.unwrap_or_default().content_type();
+        assert_eq!(headers["content-type"], content_type);
     }
 }
 
-/// Compares what was read with what `lookup` finds, and returns the headers that are to be sent.
-fn check(read: &Environment, lookup: &dyn Fn(&str) -> Option<String>) -> Vec<(String, String)> {
-    let is_mangled = |name: &str| lookup(name).is_some_and(|value| value.contains('\u{fffd}'));
-    let value = |name: &str| lookup(name).filter(|value| !value.is_empty() && !is_mangled(name));
-    let first = |name: &str| {
-        let [traces, general] =
-            ["TRACES_", ""].map(|kind| format!("OTEL_EXPORTER_OTLP_{kind}{name}"));
-        (value(&traces), value(&general))
-    };
-    if let Some(endpoint) = &read.endpoint {
-        check_uri(endpoint.uri());
-        if first("ENDPOINT").0.is_none() {
-            assert!(endpoint.uri().path().ends_with("/v1/traces"));
+/// What a reader of the specification would make of the variables for one signal.
+struct Naive {
+    signal: Signal,
+    has_own_endpoint: bool,
+    timeout: Option<u64>,
+    compression: Option<Compression>,
+    encoding: Option<Encoding>,
+    headers: Headers,
+    /// What is said of headers: by its place and, if it has one, its name. Nothing else of one may be shown.
+    unusable: Vec<(String, String)>,
+}
+
+// ===== impl Naive =====
+
+impl Naive {
+    fn read(signal: Signal, lookup: Lookup<'_>) -> Self {
+        let names = |name: &str| {
+            let own = signal.as_str().to_uppercase();
+            let own = format!("OTEL_EXPORTER_OTLP_{own}_{name}");
+            [own, format!("OTEL_EXPORTER_OTLP_{name}")]
+        };
+        let is_mangled = |name: &str| lookup(name).is_some_and(|value| value.contains('\u{fffd}'));
+        let value =
+            |name: &str| lookup(name).filter(|value| !value.is_empty() && !is_mangled(name));
+        let values = |name: &str| names(name).map(|name| value(&name)).into_iter().flatten();
+
+        let list = names("HEADERS")
+            .into_iter()
+            .find_map(|name| Some((value(&name)?, name)));
+        let (list, variable) = list.unwrap_or_default();
+        let (headers, unusable) = naive_headers(&list);
+        let unusable = unusable.into_iter().map(|shown| (variable.clone(), shown));
+        let mangled = names("HEADERS").into_iter().filter(|name| is_mangled(name));
+        let mangled = mangled.map(|name| (name, "not valid Unicode".to_owned()));
+        let word = |value: String| value.to_ascii_lowercase();
+        Self {
+            signal,
+            has_own_endpoint: value(&names("ENDPOINT")[0]).is_some(),
+            timeout: values("TIMEOUT").find_map(number),
+            compression: values("COMPRESSION")
+                .map(word)
+                .find_map(|word| match word.as_str() {
+                    "gzip" if cfg!(feature = "gzip") => Some(Compression::Gzip),
+                    "none" => Some(Compression::None),
+                    _ => None,
+                }),
+            encoding: values("PROTOCOL")
+                .map(word)
+                .find_map(|word| match word.as_str() {
+                    "http/protobuf" => Some(Encoding::Protobuf),
+                    "http/json" if cfg!(feature = "json") => Some(Encoding::Json),
+                    _ => None,
+                }),
+            headers,
+            unusable: mangled.chain(unusable).collect(),
         }
     }
-    let (traces, general) = first("TIMEOUT");
-    let milliseconds = [traces, general].into_iter().flatten().find_map(number);
-    assert_eq!(read.timeout, milliseconds.map(Duration::from_millis));
 
-    let (traces, general) = first("COMPRESSION");
-    let mut compressions = [traces, general].into_iter().flatten();
-    let compression = compressions.find_map(|text| match text.to_ascii_lowercase().as_str() {
-        "gzip" if cfg!(feature = "gzip") => Some(Compression::Gzip),
-        "none" => Some(Compression::None),
+    /// Compares it with what was read, and with what `all` complains about.
+    fn check(&self, read: &FromEnv, all: &Environment) {
+        if let Some(endpoint) = &read.endpoint {
+            check_uri(endpoint.uri());
+            if !self.has_own_endpoint {
+                let path = format!("/v1/{}", self.signal);
+                assert!(endpoint.uri().path().ends_with(&path));
+            }
+        }
+        assert_eq!(read.timeout, self.timeout.map(Duration::from_millis));
+        assert_eq!(read.compression, self.compression);
+        assert_eq!(read.encoding, self.encoding);
+        let seen = read.headers.iter().map(|(name, value)| {
+            assert!(value.is_sensitive());
+            let value = String::from_utf8(value.as_bytes().to_vec());
+            (name.to_string(), value.unwrap())
+        });
+        assert_eq!(seen.collect::<Vec<_>>(), self.headers);
+
+        let own = format!("_{}_HEADERS", self.signal.as_str().to_uppercase());
+        let is_its = |variable: &str| {
+            let of_all = variable == "OTEL_EXPORTER_OTLP_HEADERS";
+            variable.ends_with(&own)
+                || of_all && self.unusable.iter().any(|(name, _)| name == variable)
+        };
+        let complaints = all.complaints.iter();
+        let shown = complaints.filter(|complaint| is_its(&complaint.variable));
+        let shown = shown.map(|complaint| (complaint.variable.clone(), complaint.value.clone()));
+        let (mut shown, mut expected): (Vec<_>, _) = (shown.collect(), self.unusable.clone());
+        shown.sort();
+        expected.sort();
+        assert_eq!(shown, expected);
+    }
+}
+
+#[cfg(not(feature = "metric-export"))]
+fn check_of_metrics(_: &Environment, _: Lookup<'_>) {}
+
+#[cfg(feature = "metric-export")]
+fn check_of_metrics(read: &Environment, lookup: Lookup<'_>) {
+    use opentelemetry_sdk::metrics::Temporality;
+
+    let value = lookup("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE");
+    let expected = match value.unwrap_or_default().to_lowercase().as_str() {
+        "cumulative" => Some(Temporality::Cumulative),
+        "delta" => Some(Temporality::Delta),
+        "lowmemory" => Some(Temporality::LowMemory),
         _ => None,
-    });
-    assert_eq!(read.compression, compression);
-
-    let (traces, general) = first("HEADERS");
-    let list = traces.or(general).unwrap_or_default();
-    let (headers, unusable) = naive_headers(&list);
-    let seen = read.headers.iter().map(|(name, value)| {
-        assert!(value.is_sensitive());
-        let value = String::from_utf8(value.as_bytes().to_vec());
-        (name.to_string(), value.unwrap())
-    });
-    assert_eq!(seen.collect::<Vec<_>>(), headers, "{list:?}");
-
-    let complaints = read.complaints.iter();
-    let of_headers = complaints.filter(|complaint| complaint.variable.ends_with("_HEADERS"));
-    let shown: Vec<_> = of_headers
-        .map(|complaint| complaint.value.as_str())
-        .collect();
-    // By its place and, if it has one, its name: nothing else of it may be shown.
-    let mangled = ["TRACES_", ""].map(|kind| format!("OTEL_EXPORTER_OTLP_{kind}HEADERS"));
-    let mangled = mangled.iter().filter(|name| is_mangled(name));
-    let mangled = mangled.map(|_| "not valid Unicode".to_owned());
-    let expected: Vec<_> = mangled.chain(unusable).collect();
-    assert_eq!(shown, expected, "{list:?}");
-    headers
+    };
+    assert_eq!(read.temporality, expected);
 }
 
 fn check_uri(uri: &Uri) {
@@ -239,14 +324,16 @@ mod tests {
     }
 
     fn setting() -> impl Strategy<Value = (char, String)> {
-        let variable = || prop::char::range('a', 'p');
-        let word = "(?i) ?(gzip|none|http/protobuf|grpc|true) ?";
+        let variable = || prop::char::range('A', 'b');
+        let word =
+            "(?i) ?(gzip|none|http/protobuf|http/json|grpc|true|cumulative|delta|lowmemory) ?";
         prop_oneof![
             // Each mostly where it belongs.
-            4 => ("[abqs]", endpoint()).prop_map(|(letter, value)| (first(&letter), value)),
-            4 => ("[cdr]", headers()).prop_map(|(letter, value)| (first(&letter), value)),
-            2 => (variable(), "[+-]?[0-9]{1,22}"),
-            2 => (variable(), word),
+            4 => ("[A-Defjn]", endpoint()).prop_map(|(letter, value)| (first(&letter), value)),
+            4 => ("[E-Hcdhl]", headers()).prop_map(|(letter, value)| (first(&letter), value)),
+            2 => ("[I-L]", "[+-]?[0-9]{1,22}").prop_map(|(letter, value)| (first(&letter), value)),
+            2 => ("[M-Ta]", word).prop_map(|(letter, value)| (first(&letter), value)),
+            1 => (variable(), word),
             1 => (variable(), "[ \t\r\n]{0,3}"),
             1 => (any::<char>(), any::<String>()),
         ]
@@ -265,7 +352,7 @@ mod tests {
         /// way; a header that cannot be used is named by its place and name only.
         #[test]
         fn each_setting_means_what_a_naive_reading_means(
-            settings in vec(setting(), 0..5),
+            settings in vec(setting(), 0..7),
         ) {
             let texts = settings.iter().map(|(letter, value)| format!("{letter}{value}"));
             property(texts.collect::<Vec<_>>().join("\0").as_bytes());

@@ -14,6 +14,8 @@ pub mod encoding;
 pub mod environment;
 #[cfg(feature = "gzip")]
 pub mod gzip;
+#[cfg(feature = "logs")]
+pub mod log_encoding;
 pub mod redaction;
 pub mod responses;
 pub mod retries;
@@ -74,6 +76,8 @@ mod tests {
         ("environment", environment::property),
         #[cfg(feature = "gzip")]
         ("gzip", gzip::property),
+        #[cfg(feature = "logs")]
+        ("log_encoding", log_encoding::property),
         ("redaction", redaction::property),
         ("responses", responses::property),
         ("retries", retries::property),

@@ -25,7 +25,7 @@ fn repeated_failure_is_one_warning_with_reason_and_status() {
         "ExportFailed",
         "400",
         "status",
-        "spans=2",
+        "items=2",
         &collector.endpoint(),
     ] {
         assert!(warning.contains(part), "{part}: {warning}");
@@ -98,7 +98,7 @@ fn unusable_environment_warns_and_is_ignored() {
     for part in [
         "OTEL_EXPORTER_OTLP_TIMEOUT",
         "\"soon\"",
-        "http/protobuf",
+        "\"grpc\"",
         "entry 1 (authorization)",
         "entry 2",
         "OTEL_EXPORTER_OTLP_CERTIFICATE",
