@@ -17,6 +17,7 @@ mod corners;
 mod eviction;
 mod flush;
 mod isolation;
+mod logs;
 mod matrix;
 mod metrics;
 mod promises;
