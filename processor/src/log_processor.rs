@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use opentelemetry::logs::Severity;
-use opentelemetry::trace::TraceContextExt as _;
+use opentelemetry::trace::{TraceContextExt as _, TraceId};
 use opentelemetry::{Context, InstrumentationScope, otel_warn};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
@@ -79,7 +79,9 @@ impl PerRequestLogProcessor {
 
     /// Whose a record is that is emitted here and now.
     fn place(&self, shared: &Arc<Shared>, record: &SdkLogRecord) -> Emitted {
-        let Some(named) = record.trace_context() else {
+        // A span of a no-op tracer is active without being one: it names no trace.
+        let named = record.trace_context();
+        let Some(named) = named.filter(|named| named.trace_id != TraceId::INVALID) else {
             return Emitted::Outside;
         };
         let cx = Context::current();

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use opentelemetry::logs::{LogRecord as _, Logger as _, LoggerProvider as _, Severity};
 use opentelemetry::trace::{
     SpanId, SpanKind, TraceContextExt as _, TraceId, TraceState, Tracer as _, TracerProvider as _,
+    noop::NoopTracerProvider,
 };
 use opentelemetry::{Context, InstrumentationScope, KeyValue, Value};
 use opentelemetry_per_request::{Config, FlushTrigger, LateReason};
@@ -349,6 +350,20 @@ fn record_outside_of_any_request_leaves_under_the_fallback_context() {
         let stats = logs.stats();
         assert_eq!((stats.logs.received, stats.logs.late.total()), (3, 0));
     }
+}
+
+/// Scenario: records are emitted in a span of a tracer that does nothing, and with ids that are none.
+/// Guarantees: they are outside of any request, too.
+#[test]
+fn record_that_names_no_trace_is_outside_of_any_request() {
+    let logs = LogWorld::new(Config::default());
+    let noop = NoopTracerProvider::new().tracer("noop").start("nothing");
+    logs.say_in(&tenant(4).with_span(noop), "in a span that is none");
+    logs.say_of(TraceId::INVALID, SpanId::INVALID, "with no ids");
+    logs.flush().unwrap();
+    logs.assert_left("in a span that is none", Some(FALLBACK), None);
+    logs.assert_left("with no ids", Some(FALLBACK), None);
+    assert_eq!(logs.stats().logs.late.total(), 0);
 }
 
 /// Scenario: many records outside of any request, more than a batch holds.
