@@ -29,10 +29,9 @@ fn main() -> std::io::Result<()> {
     let layer_allocations: Value =
         serde_json::from_str(&beside("layer_allocations")?).map_err(std::io::Error::other)?;
     say("encode_us");
-    let encode = table(encode::SIZES, |size| {
-        let (direct, proto) = encode::measure(size);
-        json!({"direct": round(direct), "proto": round(proto)})
-    });
+    let encode = table(encode::SIZES, |size| both_ways(encode::measure(size)));
+    say("encode_logs_us");
+    let encode_logs = table(encode::SIZES, |size| both_ways(encode::measure_logs(size)));
     say("eviction_ns");
     let eviction = table(registry::SIZES, |size| round(registry::eviction_ns(size)));
     say("entry_bytes");
@@ -62,6 +61,7 @@ fn main() -> std::io::Result<()> {
             "layer_ns": layer,
             "layer_allocations": layer_allocations,
             "encode_us": encode,
+            "encode_logs_us": encode_logs,
             "eviction_ns": eviction,
             "entry_bytes": round(entry_bytes),
             "time_to_wire_ms": time_to_wire,
@@ -139,6 +139,10 @@ fn table<const N: usize>(keys: [usize; N], value: impl Fn(usize) -> Value) -> Va
         .map(|key| (key.to_string(), value(key)))
         .collect::<Map<_, _>>()
         .into()
+}
+
+fn both_ways((direct, proto): (f64, f64)) -> Value {
+    json!({"direct": round(direct), "proto": round(proto)})
 }
 
 /// Ours and the SDK's batch processor.

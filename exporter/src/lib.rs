@@ -127,7 +127,6 @@ mod pipeline;
 mod races;
 mod random;
 mod redact;
-#[allow(dead_code)]
 mod response;
 mod retry;
 mod settings;

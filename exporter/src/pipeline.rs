@@ -221,6 +221,12 @@ impl Export<'_> {
             max_request_bytes,
         } = self.pipeline.format;
         let requests = encode(encoding, max_request_bytes);
+        let encoded: usize = requests.bodies.iter().map(|request| request.items).sum();
+        debug_assert_eq!(
+            encoded + requests.too_large,
+            self.of,
+            "all are accounted for"
+        );
         if requests.too_large > 0 {
             let error = ExportError::TooLarge {
                 signal: self.pipeline.signal,

@@ -22,6 +22,8 @@ pub enum ConfigError {
     MaxPendingLogsIsZero,
     /// `export_timeout` is 0: every export would be late before it starts.
     ExportTimeoutIsZero,
+    /// A [`Telemetry`](crate::Telemetry) was to be built without an exporter of spans.
+    NoExporter,
     /// A signal was to join a processor that has one already: `logs` or `metrics`.
     AlreadyJoined(&'static str),
     /// The operating system refused the thread that drives exports, or the runtime that they run in.
@@ -42,6 +44,7 @@ impl fmt::Display for ConfigError {
             Self::ExportTimeoutIsZero => {
                 f.write_str("export_timeout must be longer than 0, but is 0")
             }
+            Self::NoExporter => f.write_str("there is no exporter of spans"),
             Self::AlreadyJoined(signal) => {
                 write!(
                     f,

@@ -12,7 +12,7 @@ use crate::error::FlushError;
 #[cfg(target_family = "wasm")]
 use crate::request::RequestId;
 use crate::runtime::Shared;
-use crate::signal::Signals;
+use crate::signal::{Signal, Signals};
 use crate::stats::Stats;
 use crate::sync::Arc;
 
@@ -182,14 +182,23 @@ impl Handle {
         }
     }
 
+    /// The same of one signal.
+    pub(crate) fn of(&self, signal: Signal) -> Self {
+        Self::new(self.shared.clone(), Signals::of(signal))
+    }
+
+    /// The same of all signals.
+    pub(crate) fn of_all(&self) -> Self {
+        Self::new(self.shared.clone(), Signals::ALL)
+    }
+
     /// As [`flush`](Self::flush), for one request.
     #[cfg(target_family = "wasm")]
     pub(crate) fn flush_request(
         &self,
         id: RequestId,
     ) -> impl Future<Output = Result<(), FlushError>> + Send + use<> {
-        let all = Self::new(self.shared.clone(), Signals::ALL);
-        all.flush_scope(Scope::Request(id), None)
+        self.of_all().flush_scope(Scope::Request(id), None)
     }
 
     /// Makes everything of a request leave that it has queued.

@@ -75,6 +75,8 @@
 //! | `tokio` | yes | exports run inside a Tokio runtime of the processor's own |
 //! | `metrics` | yes | the numbers of [`Stats`] as OpenTelemetry metrics (`otel.sdk.processor.span.processed`, `.queue.size`, `.queue.capacity`, `per_request.span.pending`, `per_request.span.late`, `per_request.trace.live`, `per_request.trace.evicted`), and `per_request.export.duration` |
 //! | `internal-logs` | yes | warnings, through `tracing` |
+//! | `logs` | yes | `PerRequestLogProcessor`: log records join the requests that they are emitted in |
+//! | `metric-reader` | yes | `PerRequestMetricReader`: metrics are collected and exported when requests end. It builds on the SDK's `experimental_metrics_custom_reader` |
 //! | `tower` | | layers for tower: a span for each request that a server answers (module `server`), and for each that a client sends (module `client`) |
 //! | `axum` | | spans of an axum server are named by the route that matched; brings `tower` |
 //! | `reqwest` | | calls of a `reqwest::Client`; brings `tower` |
@@ -127,11 +129,13 @@ mod reader;
 mod registry;
 mod request;
 mod runtime;
+mod sampler;
 #[cfg(feature = "tower")]
 pub mod server;
 mod signal;
 mod stats;
 mod sync;
+mod telemetry;
 #[cfg(test)]
 mod testing;
 #[cfg(feature = "tracing")]
@@ -165,6 +169,8 @@ pub use log_processor::PerRequestLogProcessor;
 pub use processor::{Builder, PerRequestSpanProcessor};
 #[cfg(feature = "metric-reader")]
 pub use reader::PerRequestMetricReader;
+pub use sampler::RecordUnsampled;
 pub use stats::{DropReason, Dropped, Late, LateReason, SignalStats, Stats};
+pub use telemetry::{Telemetry, TelemetryBuilder, TelemetryError};
 #[cfg(feature = "tracing")]
 pub use tracing_layer::tracing_layer;

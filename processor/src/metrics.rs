@@ -14,7 +14,7 @@ use opentelemetry_sdk::trace::{SpanData, SpanExporter};
 
 use crate::clock::Instant;
 use crate::runtime::Shared;
-use crate::signal::{PerSignal, Signal, Signals};
+use crate::signal::{PerSignal, Signal};
 use crate::stats::{DropReason, LateReason, SignalStats, Stats};
 use crate::sync::{Arc, AtomicU64, Ordering, Weak};
 
@@ -72,17 +72,21 @@ impl Observing {
         self.meter = Some(meter);
     }
 
-    /// Nothing is registered before [`Self::observe_with`] is called.
+    /// Nothing is registered before [`Self::observe_with`] is called, unless a meter was given in code.
+    #[cfg(feature = "metric-reader")]
     pub(crate) fn defer(&mut self) {
-        self.deferred = true;
+        self.deferred = self.meter.is_none();
     }
 
-    pub(crate) fn observe_with(&mut self, shared: &Arc<Shared>, meter: Meter, signals: Signals) {
-        self.deferred = false;
-        self.meter = Some(meter);
-        signals
-            .iter()
-            .for_each(|signal| self.observe(shared, signal));
+    /// Registers what was not.
+    #[cfg(feature = "metric-reader")]
+    pub(crate) fn observe_with(&mut self, shared: &Arc<Shared>, meter: Meter) {
+        if std::mem::take(&mut self.deferred) {
+            self.meter = Some(meter);
+            let present = |signal: &Signal| shared.exports(*signal);
+            let present = Signal::ALL.into_iter().filter(present);
+            present.for_each(|signal| self.observe(shared, signal));
+        }
     }
 
     /// Where the durations of exports of a signal are recorded.

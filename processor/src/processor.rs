@@ -162,6 +162,15 @@ impl PerRequestSpanProcessor {
         Ok(PerRequestMetricReader::new(self.shared.clone(), collector))
     }
 
+    /// Its own metrics go here from now on.
+    #[cfg(all(feature = "metrics", feature = "metric-reader"))]
+    pub(crate) fn observe_with(&mut self, provider: &impl opentelemetry::metrics::MeterProvider) {
+        if let Some(shared) = &self.shared {
+            let meter = provider.meter(env!("CARGO_PKG_NAME"));
+            self.observing.observe_with(shared, meter);
+        }
+    }
+
     #[cfg(any(feature = "logs", feature = "metric-reader"))]
     fn join(&self, signal: Signal, exporter: Arc<dyn AnyExporter>) -> Result<(), ConfigError> {
         let Some(shared) = &self.shared else {
@@ -393,6 +402,19 @@ impl Builder {
     ) -> Self {
         self.observing
             .set_meter(provider.meter(env!("CARGO_PKG_NAME")));
+        self
+    }
+
+    /// Exports run in this runtime, in which the exporter was made.
+    pub(crate) fn in_runtime(mut self, runtime: Option<OwnRuntime>) -> Self {
+        self.runtime = self.runtime.or(runtime);
+        self
+    }
+
+    /// Nothing observes the processor until it is told what does.
+    #[cfg(all(feature = "metrics", feature = "metric-reader"))]
+    pub(crate) fn observed_later(mut self) -> Self {
+        self.observing.defer();
         self
     }
 

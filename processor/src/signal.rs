@@ -31,7 +31,6 @@ impl Signal {
     /// Those whose items belong to requests, and wait in a queue of theirs.
     pub(crate) const QUEUED: [Self; 2] = [Self::Spans, Self::Logs];
 
-    #[cfg(any(feature = "logs", feature = "metric-reader"))]
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Spans => "spans",

@@ -122,6 +122,13 @@ impl Fault {
         matches!(self, Self::ResetWhileSending)
     }
 
+    /// Whether it sends more than anybody would read.
+    pub(crate) fn is_large(&self) -> bool {
+        let is_large = |answer: &Answer| !matches!(answer.body, Body::Of(_));
+        matches!(self, Self::EndlessHead)
+            || matches!(self, Self::Answers(answer) if is_large(answer))
+    }
+
     /// Does it to a connection on which nothing was read.
     pub(crate) fn meet_connection(&self, mut stream: TcpStream) -> io::Result<()> {
         match self {

@@ -3,6 +3,7 @@
 use std::fmt::{self, Write as _};
 use std::sync::{Mutex, OnceLock};
 
+use opentelemetry_otlp_direct::Signal;
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing::{Event, Subscriber};
@@ -26,9 +27,9 @@ pub(crate) fn all() -> Vec<String> {
     LINES.get().unwrap().lock().unwrap().clone()
 }
 
-/// Those of the exporter of this endpoint.
-pub(crate) fn of(endpoint: &str) -> Vec<String> {
-    let named = format!("endpoint=\"{endpoint}/v1/traces\"");
+/// Those of the exporter of this endpoint about a signal.
+pub(crate) fn of(endpoint: &str, signal: Signal) -> Vec<String> {
+    let named = format!("endpoint=\"{endpoint}/v1/{signal}\"");
     let mut lines = all();
     lines.retain(|line| line.starts_with("opentelemetry-otlp-direct ") && line.contains(&named));
     lines

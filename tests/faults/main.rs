@@ -14,5 +14,6 @@ mod over_the_exporter;
 mod over_the_processor;
 mod run;
 mod server;
+mod signals;
 mod table;
 mod tls;

@@ -5,19 +5,15 @@
 //! more than the limit read of an answer; no secret in the error or in any warning. Then the collector is well, and the next
 //! export on the same exporter arrives.
 
-use futures_executor::block_on;
-use opentelemetry::Context;
-use opentelemetry::trace::FutureExt as _;
-use opentelemetry_otlp_direct::{DirectExporter, FailureReason};
+use opentelemetry_otlp_direct::{DirectExporter, FailureReason, Signal};
 use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
-use opentelemetry_sdk::testing::trace::new_test_export_span_data;
-use opentelemetry_sdk::trace::{SpanData, SpanExporter as _};
 use std::process::Command;
 
 use crate::client::Client;
-use crate::run::{SECRET, context, each, last, span_names, timed, wait_until};
+use crate::run::{SECRET, context, each, item_names, last, timed, wait_until};
 use crate::server::Server;
-use crate::table::{Row, SPANS, table};
+use crate::signals::export;
+use crate::table::{ITEMS, Row, table};
 use crate::tls;
 
 /// Scenario: each row, through the exporter's own client.
@@ -25,6 +21,17 @@ use crate::tls;
 #[test]
 fn every_fault_is_met_as_specified_by_the_default_client() {
     every_fault_is_met_by(Client::Default);
+}
+
+/// Scenario: each row that does not send a gigabyte, for log records and for metrics, through the exporter's own client.
+/// Guarantees: the same, in the words of the signal.
+#[test]
+fn every_fault_is_met_as_specified_for_every_signal() {
+    let mut rows = table();
+    rows.retain(|row| Client::Default.can(row) && !row.is_large());
+    let of = |signal| rows.iter().map(move |row| row.clone().of(signal));
+    let rows = of(Signal::Logs).chain(of(Signal::Metrics)).collect();
+    each(rows, |row| check(row, Client::Default));
 }
 
 /// Scenario: each row, those of https among them, through a `reqwest` client of the user's.
@@ -97,27 +104,27 @@ fn check(row: &Row, client: Client) {
     let server = Server::start(&row.faults, row.is_of_https());
     let exporter = client.exporter(row, &server);
     let _entered = client.runtime().map(|runtime| runtime.enter());
-    let names = span_names(row);
+    let names = item_names(row);
 
-    let (result, took) = timed(|| export(&exporter, context(1), &names));
+    let (result, took) = timed(|| export(row.signal, &exporter, context(1), &names));
     row.check_time(took);
     row.check_result(result);
-    row.check_account(&exporter.stats());
+    row.check_account(&exporter.stats_of(row.signal));
     row.check_server(&server);
     row.check_logs(&server.endpoint());
 
     server.heal();
     let refused = match row.opens_a_circuit() {
-        true => check_circuit(&exporter, &server, &names),
+        true => check_circuit(row.signal, &exporter, &server, &names),
         false => 0,
     };
-    let before = exporter.stats();
-    export(&exporter, context(1), &names).unwrap();
+    let before = exporter.stats_of(row.signal);
+    export(row.signal, &exporter, context(1), &names).unwrap();
     let request = last(&server);
-    assert_eq!(request.spans, names);
+    assert_eq!(request.names, names);
     assert_eq!(request.authorization, Some(format!("Bearer {SECRET}-1")));
-    let after = exporter.stats();
-    assert_eq!(after.exported(), before.exported() + SPANS);
+    let after = exporter.stats_of(row.signal);
+    assert_eq!(after.exported(), before.exported() + ITEMS);
     assert_eq!(
         (after.attempts(), after.in_flight()),
         (before.attempts() + 1, 0)
@@ -126,17 +133,24 @@ fn check(row: &Row, client: Client) {
 }
 
 /// After a 401 or 403: nothing is sent under the same token for a while, and another one is not held up. Returns how many
-/// spans were not sent.
-fn check_circuit(exporter: &DirectExporter, server: &Server, names: &[String]) -> u64 {
+/// items were not sent.
+fn check_circuit(
+    signal: Signal,
+    exporter: &DirectExporter,
+    server: &Server,
+    names: &[String],
+) -> u64 {
     let arrived = server.met();
-    let error = export(exporter, context(1), names).unwrap_err().to_string();
+    let error = export(signal, exporter, context(1), names)
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("not sent"), "{error}");
     assert_eq!(server.met(), arrived);
-    export(exporter, context(2), names).unwrap();
-    let mut refused = SPANS;
+    export(signal, exporter, context(2), names).unwrap();
+    let mut refused = ITEMS;
     wait_until("the end of the cool-down", || {
-        let result = export(exporter, context(1), names);
-        refused += if result.is_err() { SPANS } else { 0 };
+        let result = export(signal, exporter, context(1), names);
+        refused += if result.is_err() { ITEMS } else { 0 };
         result.is_ok()
     });
     refused
@@ -154,22 +168,10 @@ impl Row {
                 assert_eq!(*after, self.timeout());
             }
             (OTelSdkError::InternalFailure(text), _) => {
-                assert!(text.contains(self.said), "{text}");
+                assert!(text.contains(&self.said()), "{text}");
                 assert!(!text.contains(SECRET), "{text}");
             }
             (error, _) => panic!("of the wrong kind: {error:?}"),
         }
-    }
-}
-
-fn export(exporter: &DirectExporter, cx: Context, names: &[String]) -> OTelSdkResult {
-    let spans = names.iter().map(|name| span(name)).collect();
-    block_on(exporter.export(spans).with_context(cx))
-}
-
-fn span(name: &str) -> SpanData {
-    SpanData {
-        name: name.to_owned().into(),
-        ..new_test_export_span_data()
     }
 }

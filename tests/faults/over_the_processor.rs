@@ -19,9 +19,9 @@ use opentelemetry_per_request::{
 use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
 
 use crate::client::Client;
-use crate::run::{SECRET, context, each, last, span_names, timed, wait_until};
+use crate::run::{SECRET, context, each, item_names, last, timed, wait_until};
 use crate::server::Server;
-use crate::table::{Row, SLACK, SPANS, table};
+use crate::table::{ITEMS, Row, SLACK, table};
 
 /// More than any row takes, so that the exporter's own limits are those that count.
 const PATIENT: Duration = Duration::from_secs(100);
@@ -86,7 +86,7 @@ impl World {
 
     fn check_flush(&self, row: &Row) {
         let _auditor = Auditor::of(&self.processor);
-        let names = span_names(row);
+        let names = item_names(row);
         let context = self.request(1, &names);
         let (result, took) = timed(|| block_on(self.processor.flush()));
         self.check_end(row, result, took, context);
@@ -99,18 +99,18 @@ impl World {
         block_on(self.processor.flush()).unwrap();
         wait_until("the context is gone", || context.strong_count() == 0);
         let request = last(&self.server);
-        assert_eq!(sorted(request.spans), names);
+        assert_eq!(request.names, names);
         let authorization = format!("Bearer {SECRET}-{number}");
         assert_eq!(request.authorization, Some(authorization));
         let after = self.processor.stats();
-        assert_eq!(after.exported, before.exported + SPANS);
+        assert_eq!(after.exported, before.exported + ITEMS);
         assert_eq!((after.failed, after.pending()), (before.failed, 0));
         self.provider.shutdown().unwrap();
     }
 
     fn check_shutdown(&self, row: &Row) {
         let _auditor = Auditor::of(&self.processor);
-        let context = self.request(1, &span_names(row));
+        let context = self.request(1, &item_names(row));
         let (result, took) = timed(|| block_on(self.processor.shutdown(PATIENT)));
         self.check_end(row, result, took, context);
         let (_, took) = timed(|| self.provider.shutdown());
@@ -146,7 +146,7 @@ impl World {
         wait_until("the context is gone", || context.strong_count() == 0);
 
         // The processor knows batches only: one that lost a span is lost.
-        let failed = row.reason().map_or(0, |_| SPANS);
+        let failed = row.reason().map_or(0, |_| ITEMS);
         let expected = match failed {
             0 => Ok(()),
             failed => Err(FlushError::Lost { failed, dropped: 0 }),
@@ -154,10 +154,10 @@ impl World {
         assert_eq!(result, expected);
         let nothing = Stats::default();
         let stats = self.processor.stats();
-        assert_eq!((stats.ended, stats.exports), (SPANS, 1), "{stats:?}");
+        assert_eq!((stats.ended, stats.exports), (ITEMS, 1), "{stats:?}");
         assert_eq!(
             (stats.exported, stats.failed),
-            (SPANS - failed, failed),
+            (ITEMS - failed, failed),
             "{stats:?}"
         );
         assert_eq!(
@@ -166,11 +166,6 @@ impl World {
             "{stats:?}"
         );
     }
-}
-
-fn sorted(mut names: Vec<String>) -> Vec<String> {
-    names.sort();
-    names
 }
 
 // ===== impl Auditor =====

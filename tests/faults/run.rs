@@ -12,7 +12,7 @@ use opentelemetry_otlp_direct::{ExportToken, ExporterStats, FailureReason};
 use crate::fault::Fault;
 use crate::logs;
 use crate::server::{Received, Server};
-use crate::table::{Ends, Row, SLACK, SPANS};
+use crate::table::{Ends, ITEMS, Row, SLACK};
 
 /// In the token of every export, in the endpoint's query, and in what the collector says. It is to be found nowhere else.
 pub(crate) const SECRET: &str = "s3cret";
@@ -41,7 +41,7 @@ pub(crate) fn each(mut rows: Vec<Row>, check: impl Fn(&Row) + Clone + Send + Syn
                     let Some(row) = rows.lock().unwrap().next() else {
                         return;
                     };
-                    let name = row.name;
+                    let name = format!("{} ({})", row.name, row.signal);
                     let check = check.clone();
                     if let Err(why) = watched(move || check(&row)) {
                         failures.lock().unwrap().push(format!("{name}: {why}"));
@@ -106,8 +106,8 @@ pub(crate) fn context(number: u32) -> Context {
     token(number).attach_to(&Context::new())
 }
 
-/// As names of two spans, for a request of whatever size the faults of the row need.
-pub(crate) fn span_names(row: &Row) -> [String; SPANS as usize] {
+/// Names of two items, for a request of whatever size the faults of the row need.
+pub(crate) fn item_names(row: &Row) -> [String; ITEMS as usize] {
     let large = row.faults.in_turn.iter().any(Fault::needs_large_request);
     let size = if large { 4 << 20 } else { 1 };
     ["a", "b"].map(|letter| letter.repeat(size))
@@ -126,7 +126,7 @@ impl Row {
     /// The exporter's account after its first export.
     #[track_caller]
     pub(crate) fn check_account(&self, stats: &ExporterStats) {
-        let failed = SPANS - self.exported();
+        let failed = ITEMS - self.exported();
         let by_reason = self.reason().map_or(0, |reason| stats.failed(reason));
         assert_eq!(
             (by_reason, stats.failed_in_total()),
@@ -155,7 +155,7 @@ impl Row {
         assert_eq!(server.met(), expected, "attempts that arrived");
         for request in server.received() {
             // Nothing is ever sent to where a redirect leads.
-            assert_eq!(request.path, format!("/v1/traces?key={SECRET}"));
+            assert_eq!(request.path, format!("/v1/{}?key={SECRET}", self.signal));
         }
         // No connection is left behind that still waits for the collector.
         wait_until("hung up", || server.failing() == 0);
@@ -169,19 +169,20 @@ impl Row {
     /// One warning, or none.
     #[track_caller]
     pub(crate) fn check_logs(&self, endpoint: &str) {
-        let lines = logs::of(endpoint);
-        if self.said.is_empty() {
+        let lines = logs::of(endpoint, self.signal);
+        if self.said().is_empty() {
             assert!(lines.is_empty(), "{lines:#?}");
             return;
         }
         let [line] = &lines[..] else {
             panic!("one warning is to be said: {lines:#?}");
         };
-        assert!(line.contains(self.said), "{line}");
+        assert!(line.contains(&self.said()), "{line}");
         if let Some(reason) = self.reason() {
-            let failed = SPANS - self.exported();
+            let failed = ITEMS - self.exported();
             let words = [
                 "DirectExporter.ExportFailed".to_owned(),
+                format!("signal=\"{}\"", self.signal),
                 format!("reason=\"{}\"", reason.as_str()),
                 format!("items={failed}"),
             ];

@@ -7,12 +7,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 
-use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
-use prost::Message as _;
 use rustls::{ServerConnection, StreamOwned};
 use socket2::{Domain, Socket, Type};
 
 use crate::fault::{Certificate, Fault, answer, reset};
+use crate::signals;
 use crate::table::Faults;
 use crate::tls;
 
@@ -34,7 +33,8 @@ pub(crate) struct Server {
 pub(crate) struct Received {
     pub(crate) path: String,
     pub(crate) authorization: Option<String>,
-    pub(crate) spans: Vec<String>,
+    /// Of spans, log records or data points, in the order of the alphabet.
+    pub(crate) names: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -243,21 +243,12 @@ fn read_rest(head: &[u8], stream: &mut impl Read) -> io::Result<Received> {
     let length = header("content-length").map_or(0, |length| length.parse().unwrap());
     let mut body = vec![0; length];
     stream.read_exact(&mut body)?;
+    let path = request.path.unwrap_or_default();
     Ok(Received {
-        path: request.path.unwrap_or_default().to_owned(),
+        path: path.to_owned(),
         authorization: header("authorization"),
-        spans: span_names(&body),
+        names: signals::names(path, &body),
     })
-}
-
-fn span_names(body: &[u8]) -> Vec<String> {
-    let message = ExportTraceServiceRequest::decode(body).unwrap();
-    let scopes = message
-        .resource_spans
-        .into_iter()
-        .flat_map(|r| r.scope_spans);
-    let spans = scopes.flat_map(|scope| scope.spans);
-    spans.map(|span| span.name).collect()
 }
 
 // ===== impl Counting =====

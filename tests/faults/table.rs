@@ -9,12 +9,13 @@ use std::time::Duration;
 use opentelemetry_otlp_direct::FailureReason::{
     self, Rejected, ResponseTooLarge, Status, Throttled, Timeout, Transport, Unauthorized,
 };
+use opentelemetry_otlp_direct::Signal;
 
 use crate::fault::Fault::{self, *};
 use crate::fault::{Asks, Body, Certificate, answer};
 
-/// Spans in each export.
-pub(crate) const SPANS: u64 = 2;
+/// Spans, log records or data points in each export.
+pub(crate) const ITEMS: u64 = 2;
 
 /// The exporter's timeout in rows that are about it.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(1);
@@ -28,13 +29,15 @@ pub(crate) const SLACK: Duration = Duration::from_secs(30);
 /// One line of the specification.
 #[derive(Clone, Debug)]
 pub(crate) struct Row {
+    /// What is exported. Of spans, unless it is said otherwise by [`Row::of`].
+    pub(crate) signal: Signal,
     pub(crate) name: &'static str,
     pub(crate) faults: Faults,
     pub(crate) attempts: u64,
     pub(crate) ends: Ends,
     pub(crate) counted: Counted,
-    /// Empty when nothing is to be said.
-    pub(crate) said: &'static str,
+    /// Of spans. Empty when nothing is to be said.
+    said: &'static str,
 }
 
 /// What the collector does, until it is told to be well.
@@ -56,7 +59,7 @@ pub(crate) enum Ends {
     After(Duration),
 }
 
-/// What becomes of the spans.
+/// What becomes of the items.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Counted {
     Exported,
@@ -197,6 +200,7 @@ fn row(
     said: &'static str,
 ) -> Row {
     Row {
+        signal: Signal::Traces,
         name,
         faults,
         attempts,
@@ -243,8 +247,29 @@ impl Faults {
 // ===== impl Row =====
 
 impl Row {
+    /// The same row for another signal.
+    pub(crate) fn of(mut self, signal: Signal) -> Self {
+        self.signal = signal;
+        self
+    }
+
+    /// In the words of the signal.
+    pub(crate) fn said(&self) -> String {
+        let items = match self.signal {
+            Signal::Logs => "log records",
+            Signal::Metrics => "data points",
+            _ => "spans",
+        };
+        self.said.replace("spans", items)
+    }
+
     pub(crate) fn is_of_https(&self) -> bool {
         self.faults.in_turn.iter().any(Fault::is_of_https)
+    }
+
+    /// Whether it takes a lot of work.
+    pub(crate) fn is_large(&self) -> bool {
+        self.faults.in_turn.iter().any(Fault::is_large)
     }
 
     /// The setting of the exporter.
@@ -268,9 +293,9 @@ impl Row {
 
     pub(crate) fn exported(&self) -> u64 {
         match self.counted {
-            Exported => SPANS,
+            Exported => ITEMS,
             Failed(_) => 0,
-            OneRejected => SPANS - 1,
+            OneRejected => ITEMS - 1,
         }
     }
 

@@ -31,6 +31,8 @@ const LANDMARKS: &[&str] = &[
     "DirectExporter.UndecodableResponse",
     "DirectExporter.CollectorWarning",
     "DirectExporter.SettingIgnored",
+    "signal=\"logs\"",
+    "signal=\"metrics\"",
     "PerRequestSpanProcessor.ExportFailed",
     "PerRequestSpanProcessor.LateSpans",
     "PerRequestSpanProcessor.SpansDropped",
@@ -48,7 +50,9 @@ const LANDMARKS: &[&str] = &[
     "more than is left of",
     "got no response",
     "no response within",
-    "rejected 1 of",
+    "rejected 1 of 1 spans",
+    "rejected 1 of 1 log records",
+    "rejected 1 of 1 data points",
     "cannot be reached",
     "credentials are not accepted",
     // Panics.
@@ -59,6 +63,8 @@ const LANDMARKS: &[&str] = &[
     // Metrics.
     "otel.sdk.processor.span.processed",
     "otel.sdk.exporter.span.exported",
+    "otel.sdk.exporter.log.exported",
+    "otel.sdk.exporter.metric_data_point.exported",
     "http.response.status_code",
     "the scene has been played",
 ];

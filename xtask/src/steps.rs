@@ -20,6 +20,8 @@ const PUBLISHED: [(&str, &[&str]); 2] = [
             "tokio",
             "metrics",
             "internal-logs",
+            "logs",
+            "metric-reader",
             "tower",
             "axum",
             "reqwest",

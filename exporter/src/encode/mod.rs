@@ -3,7 +3,7 @@
 //! Spans and log records take no detour over messages, and the bytes are those of an `ExportTraceServiceRequest` or an
 //! `ExportLogsServiceRequest` as `opentelemetry-proto` and `prost` write it. One pass measures them, one writes them into
 //! a buffer of exactly that length. Since lengths are known before a byte is written, a batch that is too large for one
-//! request is divided by bytes without encoding anything twice.
+//! request is divided by bytes without encoding anything twice. Metrics take the detour. JSON is made of the protobuf.
 //!
 //! [`DirectExporter`](crate::DirectExporter) does all of this by itself. The module is public for those who send OTLP
 //! bytes in their own way.
@@ -11,6 +11,10 @@
 #[cfg(feature = "logs")]
 mod any_value;
 mod attributes;
+#[cfg(feature = "json")]
+mod json;
+#[cfg(feature = "metric-export")]
+mod metrics;
 mod plan;
 #[cfg(feature = "logs")]
 mod record;
@@ -25,6 +29,7 @@ pub(crate) use plan::Plan;
 #[cfg(feature = "logs")]
 pub(crate) use record::Record;
 
+use crate::signal::Signal;
 #[cfg(feature = "logs")]
 use opentelemetry_sdk::logs::LogBatch;
 #[cfg(feature = "metric-export")]
@@ -137,37 +142,24 @@ pub(crate) fn spans(
     encoding: Encoding,
     max_bytes: usize,
 ) -> Requests {
-    let _ = encoding;
-    Plan::new(resource, batch).requests(max_bytes)
+    Plan::new(resource, batch).requests(encoding, max_bytes)
 }
 
 /// Encodes log records, as [`spans`] does spans.
 #[cfg(feature = "logs")]
-#[allow(dead_code)]
 pub(crate) fn logs(
     resource: &EncodedResource,
     batch: &LogBatch<'_>,
     encoding: Encoding,
     max_bytes: usize,
 ) -> Requests {
-    let _ = encoding;
-    Plan::new(resource, batch.iter().map(Record::new)).requests(max_bytes)
+    Plan::new(resource, batch.iter().map(Record::new)).requests(encoding, max_bytes)
 }
 
 /// Encodes metrics, with the resource that they bring. Without data points there is no request.
 #[cfg(feature = "metric-export")]
-#[allow(dead_code)]
 pub(crate) fn metrics(metrics: &ResourceMetrics, encoding: Encoding, max_bytes: usize) -> Requests {
-    use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
-    use prost::Message;
-    let _ = (encoding, max_bytes);
-    Requests {
-        bodies: vec![Encoded {
-            bytes: ExportMetricsServiceRequest::from(metrics).encode_to_vec(),
-            items: 1,
-        }],
-        too_large: 0,
-    }
+    metrics::requests(metrics, encoding, max_bytes)
 }
 
 // ===== impl Encoding =====
@@ -178,6 +170,20 @@ impl Encoding {
         match self {
             Self::Protobuf => "application/x-protobuf",
             Self::Json => "application/json",
+        }
+    }
+
+    /// A request for the signal, made of its protobuf.
+    ///
+    /// `build` refuses [`Json`](Self::Json) without the feature.
+    fn request(self, signal: Signal, protobuf: Vec<u8>) -> Vec<u8> {
+        match self {
+            #[cfg(feature = "json")]
+            Self::Json => json::from_protobuf(json::request(signal), &protobuf),
+            _ => {
+                let _ = signal;
+                protobuf
+            }
         }
     }
 }

@@ -3,7 +3,8 @@
 use super::scope::{MeasuredScope, Scope, Scopes};
 use super::scratch::{Mark, Replay, Scratch};
 use super::wire::{Out, delimited, field_len, put_header};
-use super::{Encoded, EncodedResource, Requests};
+use super::{Encoded, EncodedResource, Encoding, Requests};
+use crate::signal::Signal;
 use std::ops::Range;
 
 // Requests with spans and with log records have the same frame.
@@ -13,6 +14,9 @@ const ITEMS: u8 = delimited(2);
 
 /// A span or a log record: one message among those of its scope.
 pub(crate) trait Item<'a>: Copy {
+    /// Whose requests hold it.
+    const SIGNAL: Signal;
+
     fn scope(self) -> Scope<'a>;
 
     /// The length of the message.
@@ -136,8 +140,11 @@ impl<'a, I: Item<'a>> Plan<'a, I> {
     }
 
     /// The batch as requests of at most `max_bytes` each.
-    pub(crate) fn requests(mut self, max_bytes: usize) -> Requests {
-        let division = self.divide(max_bytes);
+    pub(crate) fn requests(mut self, encoding: Encoding, max_bytes: usize) -> Requests {
+        let division = match encoding {
+            Encoding::Protobuf => self.divide(max_bytes),
+            Encoding::Json => return self.halves(encoding, max_bytes),
+        };
         let encode = |range: Range<usize>| Encoded {
             items: range.len(),
             bytes: self.encode(range),
@@ -146,6 +153,33 @@ impl<'a, I: Item<'a>> Plan<'a, I> {
             bodies: division.requests.into_iter().map(encode).collect(),
             too_large: division.too_large,
         }
+    }
+
+    /// [`requests`](Self::requests) in an encoding whose lengths are not known before it is made: what turns out to be too
+    /// large is halved until it fits.
+    fn halves(&self, encoding: Encoding, max_bytes: usize) -> Requests {
+        let mut requests = Requests::default();
+        // The last is next.
+        let mut waiting = vec![self.everything()];
+        while let Some(range) = waiting.pop() {
+            let items = range.len();
+            if items == 0 {
+                continue;
+            }
+            // No encoding is shorter than protobuf.
+            let encoded = (self.request_len(range.clone()) <= max_bytes)
+                .then(|| encoding.request(I::SIGNAL, self.encode(range.clone())))
+                .filter(|bytes| bytes.len() <= max_bytes);
+            match encoded {
+                Some(bytes) => requests.bodies.push(Encoded { bytes, items }),
+                None if items == 1 => requests.too_large += 1,
+                None => {
+                    let middle = range.start + items / 2;
+                    waiting.extend([middle..range.end, range.start..middle]);
+                }
+            }
+        }
+        requests
     }
 
     /// The length of a request with the items of `range`.

@@ -8,6 +8,7 @@ use super::wire::{
     Out, delimited, field_len, fixed32, fixed64, optional_len, put_optional, put_optional_fixed64,
     time_len, unix_nanos, varint,
 };
+use crate::signal::Signal;
 use opentelemetry::InstrumentationScope;
 use opentelemetry_sdk::logs::{SdkLogRecord, TraceContext};
 use std::time::SystemTime;
@@ -44,6 +45,8 @@ impl<'a> Record<'a> {
 }
 
 impl<'a> Item<'a> for Record<'a> {
+    const SIGNAL: Signal = Signal::Logs;
+
     fn scope(self) -> Scope<'a> {
         Scope::of_record(self.scope, self.record.target().map(AsRef::as_ref))
     }

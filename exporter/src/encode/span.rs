@@ -8,6 +8,7 @@ use super::wire::{
     Out, delimited, field_len, fixed32, fixed64, optional_count_len, optional_len, put_header,
     put_optional, put_optional_count, put_optional_fixed64, time_len, unix_nanos, varint,
 };
+use crate::signal::Signal;
 use opentelemetry::trace::{
     Event, Link, SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceState,
 };
@@ -72,6 +73,8 @@ const FLAGS_LEN: usize = 6;
 const LINK_FLAGS_LEN: usize = 5;
 
 impl<'a> Item<'a> for &'a SpanData {
+    const SIGNAL: Signal = Signal::Traces;
+
     #[inline]
     fn scope(self) -> Scope<'a> {
         Scope::new(&self.instrumentation_scope)

@@ -16,8 +16,12 @@ use proptest::prelude::*;
 use std::borrow::Cow;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+#[cfg(feature = "json")]
+mod json;
 #[cfg(feature = "logs")]
 mod logs;
+#[cfg(feature = "metric-export")]
+mod metrics;
 
 // ===== generated input =====
 

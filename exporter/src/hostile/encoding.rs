@@ -18,15 +18,15 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 pub fn property(data: &[u8]) {
     let mut input = Input(data);
     let limit: [u8; 3] = input.bytes();
-    let resource = input.resource();
-    let scopes: Vec<_> = (0..=input.below(12)).map(|_| input.scope()).collect();
-    let mut spans = Vec::new();
-    while !input.is_empty() && spans.len() < 64 {
-        let scope = &scopes[usize::from(input.byte()) % scopes.len()];
-        spans.push(input.span(scope.clone()));
-    }
+    let (resource, spans) = input.resource_and_spans();
     same_bytes(&resource, &spans);
     division(&resource, &spans, limit);
+}
+
+/// What [`property`] is asked of, for other questions.
+#[cfg(all(test, feature = "json"))]
+pub(crate) fn property_input(data: &[u8]) -> (Resource, Vec<SpanData>) {
+    Input(data).resource_and_spans()
 }
 
 /// Byte for byte what the reference makes of it, in one allocation of exactly that length.
@@ -139,6 +139,17 @@ pub(crate) fn plain_span(name: String) -> SpanData {
 
 /// Everything that a batch of spans can be made of.
 impl Input<'_> {
+    fn resource_and_spans(&mut self) -> (Resource, Vec<SpanData>) {
+        let resource = self.resource();
+        let scopes: Vec<_> = (0..=self.below(12)).map(|_| self.scope()).collect();
+        let mut spans = Vec::new();
+        while !self.is_empty() && spans.len() < 64 {
+            let scope = &scopes[usize::from(self.byte()) % scopes.len()];
+            spans.push(self.span(scope.clone()));
+        }
+        (resource, spans)
+    }
+
     pub(super) fn resource(&mut self) -> Resource {
         let attributes = self.attributes();
         match self.below(3) {

@@ -29,6 +29,13 @@ pub fn property(data: &[u8]) {
     division(&resource, &records, limit);
 }
 
+/// What [`property`] is asked of, for other questions.
+#[cfg(all(test, feature = "json"))]
+pub(crate) fn property_input(data: &[u8]) -> (Resource, Vec<Logged>) {
+    let mut input = Input(data);
+    (input.resource(), input.records())
+}
+
 /// Byte for byte what the reference makes of it, in one allocation of exactly that length.
 pub(crate) fn same_bytes(resource: &Resource, records: &[Logged]) {
     let ours = with_batch(records, |batch| {

@@ -2,7 +2,7 @@
 
 use super::Input;
 use super::encoding::plain_span;
-use crate::{DirectExporter, RetryPolicy};
+use crate::{DirectExporter, Encoding, RetryPolicy};
 use async_trait::async_trait;
 use futures_util::FutureExt as _;
 use http::{Request, Response, header};
@@ -32,6 +32,7 @@ enum Answer {
 /// One request as the collector got it, and what it answered.
 #[derive(Debug)]
 struct Call {
+    encoding: Encoding,
     body: Bytes,
     answer: Answer,
 }
@@ -43,8 +44,8 @@ struct Collector {
     calls: Arc<Mutex<Vec<Call>>>,
 }
 
-/// The first bytes say how many spans there are, how many attempts they get, and how large a request may be; then come
-/// the answers.
+/// The first bytes say how many spans there are, how many attempts they get, how large a request may be, and how it is
+/// encoded; then come the answers.
 ///
 /// The export ends; every span is counted once, as the collector's answers say; only what may be is sent again; and the
 /// result is `Ok` exactly if everything arrived.
@@ -52,7 +53,13 @@ pub fn property(data: &[u8]) {
     let mut input = Input(data);
     let given = usize::from(input.below(12));
     let attempts = u32::from(input.below(4)) + 1;
-    let max_request_bytes = [usize::MAX, 60, 120, 240][usize::from(input.below(4))];
+    let shape = usize::from(input.byte());
+    let max_request_bytes = [usize::MAX, 60, 120, 240][shape % 4];
+    // As text it is several times as long.
+    let (encoding, max_request_bytes) = match shape / 4 % 2 {
+        1 if cfg!(feature = "json") => (Encoding::Json, max_request_bytes.saturating_mul(5)),
+        _ => (Encoding::Protobuf, max_request_bytes),
+    };
     let collector = Collector::default();
     while !input.is_empty() {
         let answer = answer(&mut input);
@@ -68,6 +75,7 @@ pub fn property(data: &[u8]) {
         .with_http_client(collector.clone())
         .with_retry_policy(policy)
         .with_timeout(no_time)
+        .with_encoding(encoding)
         .with_max_request_bytes(max_request_bytes)
         .build()
         .unwrap();
@@ -149,7 +157,13 @@ impl HttpClient for Collector {
         };
         let answer = self.answers.lock().unwrap().pop_front();
         let answer = answer.unwrap_or(nothing);
+        let content_type = request.headers()[header::CONTENT_TYPE].to_str()?;
+        let encoding = match content_type {
+            "application/json" => Encoding::Json,
+            _ => Encoding::Protobuf,
+        };
         self.calls.lock().unwrap().push(Call {
+            encoding,
             body: request.into_body(),
             answer: answer.clone(),
         });
@@ -192,18 +206,50 @@ impl Call {
         }
         let given = self.spans();
         let looked_at = Some(body).filter(|body| body.len() <= 4 << 20);
-        let rejected = looked_at
-            .and_then(|body| ExportTraceServiceResponse::decode(body.as_slice()).ok())
-            .and_then(|response| response.partial_success)
-            .map_or(0, |partial| partial.rejected_spans.clamp(0, given as i64));
-        given - rejected as usize
+        let rejected = looked_at.and_then(|body| match self.encoding {
+            Encoding::Protobuf => rejected_in_protobuf(body),
+            Encoding::Json => rejected_in_json(body),
+        });
+        given - rejected.unwrap_or(0).clamp(0, given as i64) as usize
     }
 
     fn spans(&self) -> usize {
+        if self.encoding == Encoding::Json {
+            // Each has exactly one.
+            let text = String::from_utf8(self.body.to_vec()).unwrap();
+            return text.matches("\"spanId\"").count();
+        }
         let request = ExportTraceServiceRequest::decode(self.body.clone()).unwrap();
         let resources = request.resource_spans.iter();
         let scopes = resources.flat_map(|resource| &resource.scope_spans);
         scopes.map(|scope| scope.spans.len()).sum()
+    }
+}
+
+fn rejected_in_protobuf(body: &[u8]) -> Option<i64> {
+    let response = ExportTraceServiceResponse::decode(body).ok()?;
+    Some(response.partial_success?.rejected_spans)
+}
+
+#[cfg(not(feature = "json"))]
+fn rejected_in_json(_: &[u8]) -> Option<i64> {
+    None
+}
+
+/// What is not as it should be makes the whole answer one that says nothing.
+#[cfg(feature = "json")]
+fn rejected_in_json(body: &[u8]) -> Option<i64> {
+    use serde_json::Value;
+
+    let response: Value = serde_json::from_slice(body).ok()?;
+    let partial = response.as_object()?.get("partialSuccess")?.as_object()?;
+    let message = partial.get("errorMessage").unwrap_or(&Value::Null);
+    if !message.is_null() && !message.is_string() {
+        return None;
+    }
+    match partial.get("rejectedSpans")? {
+        Value::String(text) => text.parse().ok(),
+        number => number.as_i64(),
     }
 }
 
@@ -243,7 +289,35 @@ mod tests {
         });
         // A group in a group in a group, which is as deep as a message can get without being long.
         let deep = Just([[0x0b].repeat(120), [0x0c].repeat(120)].concat());
-        prop_oneof![4 => whole, 2 => cut, 2 => wrong, 1 => deep, 1 => vec(any::<u8>(), 0..60)]
+        prop_oneof![
+            4 => whole,
+            2 => cut,
+            2 => wrong,
+            1 => deep,
+            3 => json_body(),
+            1 => vec(any::<u8>(), 0..60)
+        ]
+    }
+
+    /// The same as text, with values that should not be there as well.
+    fn json_body() -> impl Strategy<Value = Vec<u8>> {
+        let value = prop_oneof![
+            3 => (-3_i64..16).prop_map(|n| format!("\"{n}\"")),
+            2 => (-3_i64..16).prop_map(|n| n.to_string()),
+            1 => any::<i64>().prop_map(|n| format!("\"{n}\"")),
+            1 => prop::sample::select(vec!["null", "\"\"", "1.5", "\"1.5\"", "[]", "{}", "true", "1e3"])
+                .prop_map(str::to_owned),
+        ];
+        let message = prop::sample::select(vec!["\"no\"", "\"\"", "null", "1"]);
+        (value, message, 0_u8..4).prop_map(|(value, message, shape)| {
+            let partial = match shape {
+                0 => format!(r#"{{"rejectedSpans":{value}}}"#),
+                1 => format!(r#"{{"errorMessage":{message},"rejectedSpans":{value}}}"#),
+                2 => format!(r#"{{"errorMessage":{message}}}"#),
+                _ => value,
+            };
+            format!(r#"{{"partialSuccess":{partial}}}"#).into_bytes()
+        })
     }
 
     fn answer() -> impl Strategy<Value = Vec<u8>> {

@@ -1,8 +1,8 @@
 //! Every failure is said once, and no credential ever is.
 
 use crate::support::{
-    Collector, Logs, Reply, builder, context_with, export, export_under, exporter, nowhere, span,
-    spans,
+    Collector, Logs, Reply, builder, context_with, export, export_items, export_items_under,
+    export_under, exported_signals, exporter, nowhere, span, spans,
 };
 use opentelemetry_otlp_direct::{DirectExporter, ExportToken};
 use opentelemetry_sdk::trace::SpanExporter;
@@ -108,22 +108,27 @@ fn unusable_environment_warns_and_is_ignored() {
     assert!(!text.contains("s3cret"), "{text}");
 }
 
-/// Scenario: credentials in a token, a header, a URL's query, and a response that repeats them; failures of every kind.
+/// Scenario: credentials in a token, a header, a URL's query, and a response that repeats them; failures of every kind, of
+/// each signal.
 /// Guarantees: no warning, error or `Debug` shows any of them; response bodies are shown at debug level only.
 #[test]
 fn no_credential_reaches_a_warning_an_error_or_debug() {
     let logs = Logs::capture(Level::WARN);
     let token = ExportToken::new("s3cret").unwrap();
     let body = "your token s3cret is bad";
-    let collector = Collector::scripted([
+    let replies = [
         Reply::status(400).with_body(body),
         Reply::status(401).with_body(body),
         Reply::partial(1, body),
         Reply::partial(0, body),
         Reply::status(200).with_body(body),
-    ]);
+    ];
+    let collector = Collector::answering(move |_, number| replies[number % 5].clone());
     let mut shown = String::new();
-    for endpoint in [collector.endpoint(), nowhere()] {
+    for (endpoint, signal) in [collector.endpoint(), nowhere()]
+        .iter()
+        .flat_map(|endpoint| exported_signals().map(move |signal| (endpoint, signal)))
+    {
         let exporter = builder(&format!("{endpoint}?key=s3cret"))
             .with_header("x-api-key", "s3cret")
             .with_header("authorization", "s3cret")
@@ -131,10 +136,10 @@ fn no_credential_reaches_a_warning_an_error_or_debug() {
             .unwrap();
         for _ in 0..6 {
             for cx in [context_with(&token), opentelemetry::Context::new()] {
-                shown += &format!("{:?}", export_under(cx, &exporter, spans(1)));
+                shown += &format!("{:?}", export_items_under(cx, signal, &exporter, 1));
             }
         }
-        let error = futures_executor::block_on(exporter.check());
+        let error = futures_executor::block_on(exporter.check_signal(signal));
         shown += &format!("{error:?} {exporter:?} {:?}", exporter.handle());
     }
     shown += &logs.text();
@@ -178,4 +183,40 @@ fn response_that_repeats_a_credential_is_withheld_at_debug_level() {
     assert_eq!(text.matches("withheld").count(), 5, "{text}");
     assert!(text.contains("tenant 1 is over its quota"), "{text}");
     assert!(!text.contains("s3cret"), "{text}");
+}
+
+/// Scenario: exports of each signal fail, in a program that exports its `tracing` events as logs; the warnings about them
+/// are such events.
+/// Guarantees: they are said with telemetry suppressed, by which that program knows them: a warning about an export of logs
+/// is never one more log to export.
+#[test]
+fn warning_is_said_with_telemetry_suppressed() {
+    use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
+
+    struct Asks(std::sync::mpsc::Sender<bool>);
+
+    impl<S: tracing::Subscriber> Layer<S> for Asks {
+        fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
+            if *event.metadata().level() == Level::WARN {
+                let suppressed = opentelemetry::Context::is_current_telemetry_suppressed();
+                self.0.send(suppressed).unwrap();
+            }
+        }
+    }
+
+    let (asks, answers) = std::sync::mpsc::channel();
+    let subscriber = tracing_subscriber::registry().with(Asks(asks));
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let collector = Collector::answering(|_, _| Reply::status(400));
+    let exporter = builder(&collector.endpoint())
+        .with_max_request_bytes(500)
+        .build()
+        .unwrap();
+    for signal in exported_signals() {
+        assert!(!opentelemetry::Context::is_current_telemetry_suppressed());
+        export_items(signal, &exporter, 1).unwrap_err();
+    }
+    export(&exporter, vec![span("x".repeat(500))]).unwrap_err();
+    let answers: Vec<_> = answers.try_iter().collect();
+    assert_eq!(answers, vec![true; exported_signals().count() + 1]);
 }

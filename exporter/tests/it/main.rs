@@ -16,5 +16,6 @@ mod logs;
 mod metrics;
 mod processors;
 mod retry;
+mod signals;
 mod support;
 mod token_client;

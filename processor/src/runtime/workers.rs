@@ -115,10 +115,6 @@ struct State {
     /// What became of each exporter's `shutdown`, once it was called. Nothing is pending of a signal that nobody exports.
     shut_down: PerSignal<Option<Result<(), FlushError>>>,
     /// What is exported.
-    #[cfg_attr(
-        not(any(feature = "logs", feature = "metric-reader")),
-        allow(dead_code)
-    )]
     signals: PerSignal<bool>,
 }
 
@@ -479,8 +475,9 @@ impl Shared {
             false => Ok(()),
         };
         self.event(reach, |state| {
-            let mut covered = signals.iter();
-            match covered.all(|signal| state.dispatch.is_closed(signal)) {
+            let mut covered = signals.iter().filter(|s| state.signals[*s]).peekable();
+            let some = covered.peek().is_some();
+            match some && covered.all(|signal| state.dispatch.is_closed(signal)) {
                 true => Err(FlushError::AlreadyShutdown),
                 false => Ok((state.dispatch.open_flush(signals, scope), collected)),
             }
@@ -665,6 +662,12 @@ impl Shared {
     }
 
     // ----- questions -----
+
+    /// Whether there is an exporter of this signal.
+    #[cfg(all(feature = "metrics", feature = "metric-reader"))]
+    pub(crate) fn exports(&self, signal: Signal) -> bool {
+        self.state.lock().signals[signal]
+    }
 
     pub(crate) fn is_closed(&self, signal: Signal) -> bool {
         self.state.lock().dispatch.is_closed(signal)

@@ -117,7 +117,8 @@ struct Served {
 impl ServerLayer {
     /// A layer whose spans are started by `tracer`. Every request is traced, unless the caller's `traceparent` says
     /// that it is not sampled and the provider's sampler follows it, as the default one does.
-    pub fn new(tracer: RequestTracer) -> Self {
+    pub fn new(tracer: impl Into<RequestTracer>) -> Self {
+        let tracer = tracer.into();
         Self {
             settings: Arc::new(Settings {
                 tracer,

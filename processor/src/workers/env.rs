@@ -1,7 +1,8 @@
 //! Settings from a Worker's bindings: it has no process environment.
 
-use opentelemetry::KeyValue;
+use opentelemetry::{Key, KeyValue};
 use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::trace::{IdGenerator as _, RandomIdGenerator};
 use percent_encoding::percent_decode_str;
 use worker::Env;
 use worker::js_sys::Reflect;
@@ -36,6 +37,31 @@ pub(super) fn resource(env: &Env) -> Resource {
         Some(name) => builder.with_service_name(name).build(),
         None => builder.build(),
     }
+}
+
+/// The same, and what tells this isolate from others, unless the bindings name something.
+pub(crate) fn resource_of_instance(env: &Env) -> Resource {
+    let resource = resource(env);
+    if resource.get(&INSTANCE).is_some() {
+        return resource;
+    }
+    let attributes = resource.iter();
+    let attributes = attributes.map(|(key, value)| KeyValue::new(key.clone(), value.clone()));
+    let instance = KeyValue::new(INSTANCE, instance_id());
+    let builder = Resource::builder_empty().with_attributes(attributes.chain([instance]));
+    builder.build()
+}
+
+const INSTANCE: Key = Key::from_static_str("service.instance.id");
+
+/// A UUID of version 4.
+fn instance_id() -> String {
+    let mut id = RandomIdGenerator::default().new_trace_id().to_bytes();
+    id[6] = id[6] & 0x0f | 0x40;
+    id[8] = id[8] & 0x3f | 0x80;
+    let hex = |part: &[u8]| -> String { part.iter().map(|byte| format!("{byte:02x}")).collect() };
+    let parts = [&id[..4], &id[4..6], &id[6..8], &id[8..10], &id[10..]];
+    parts.map(hex).join("-")
 }
 
 /// `name=value,name=value` with percent-encoded values. What is not that is left out.

@@ -51,6 +51,8 @@ mod telemetry;
 mod timer;
 
 pub use crate::http::{IncomingRequest, OutgoingResponse};
+pub(crate) use env::resource_of_instance;
+
 pub use carrier::{WorkerHeaderExtractor, WorkerHeaderInjector};
 pub use fetch::TracedFetch;
 pub(crate) use keep_alive::KeepAlive;

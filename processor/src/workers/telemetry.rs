@@ -8,7 +8,6 @@ use std::sync::OnceLock;
 
 use opentelemetry::Context;
 use opentelemetry::propagation::TextMapPropagator as _;
-use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{SdkTracerProvider, TracerProviderBuilder};
 use worker::Env;
@@ -53,15 +52,20 @@ pub struct Telemetry {
 /// What a Worker's telemetry consists of.
 #[must_use = "it does nothing until the closure of `Telemetry::new` returns it"]
 pub struct SetUp {
-    processor: PerRequestSpanProcessor,
-    provider: Option<Provider>,
+    what: What,
     request_context: Option<RequestContext>,
     panic_rescue: bool,
 }
 
+/// What is exported.
+enum What {
+    Spans(PerRequestSpanProcessor, Option<Provider>),
+    Signals(crate::Telemetry),
+}
+
 /// Telemetry that was set up.
 pub(super) struct Running {
-    handle: Handle,
+    signals: crate::Telemetry,
     tracer: RequestTracer,
     propagator: TraceContextPropagator,
     request_context: Option<RequestContext>,
@@ -90,6 +94,17 @@ impl Telemetry {
         self.running(env).map(Running::handle)
     }
 
+    /// The providers of all signals, and one flush of them. `None` if the set-up failed.
+    ///
+    /// What was set up from a processor alone has providers of loggers and meters that export nothing.
+    ///
+    /// # Panics
+    ///
+    /// If the set-up itself calls it, or anything else of this telemetry.
+    pub fn signals(&self, env: &Env) -> Option<&crate::Telemetry> {
+        self.running(env).map(|running| &running.signals)
+    }
+
     /// Runs `work` after the event is answered, under the context that is current here, as part of the current request.
     ///
     /// A span that starts after its request is over is late, because nothing proves any more whose it is. `work` keeps the
@@ -100,8 +115,8 @@ impl Telemetry {
     /// If the request is over already, or its trace is full, nothing is kept open.
     pub fn wait_until(&self, ctx: &impl WaitUntil, work: impl Future<Output = ()> + 'static) {
         let handle = self.running.get().and_then(Option::as_ref);
-        let handle = handle.map(|running| &running.handle);
-        ctx.wait_until(Carried::by(work, handle));
+        let handle = handle.map(Running::handle);
+        ctx.wait_until(Carried::by(work, handle.as_ref()));
     }
 
     /// A layer for a tower service that handles `fetch` events, such as an axum `Router`: the crate `worker` has them
@@ -145,9 +160,9 @@ impl Telemetry {
 
 impl fmt::Debug for Telemetry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let handle = self.running.get().map(|r| r.as_ref().map(|r| &r.handle));
+        let signals = self.running.get().map(|r| r.as_ref().map(|r| &r.signals));
         f.debug_struct("Telemetry")
-            .field("running", &handle)
+            .field("running", &signals)
             .finish()
     }
 }
@@ -159,20 +174,26 @@ impl SetUp {
     /// `OTEL_RESOURCE_ATTRIBUTES`. Every trace is sampled, unless the caller's `traceparent` says that it is not. Its
     /// tracer provider becomes the global one.
     pub fn new(processor: PerRequestSpanProcessor) -> Self {
+        Self::of(What::Spans(processor, None))
+    }
+
+    fn of(what: What) -> Self {
         Self {
-            processor,
-            provider: None,
+            what,
             request_context: None,
             panic_rescue: false,
         }
     }
 
-    /// What else the tracer provider is to have: a sampler, limits, more of a resource.
+    /// What else the tracer provider is to have: a sampler, limits, more of a resource. Without effect on what was made of a
+    /// [`Telemetry`](crate::Telemetry), whose builder takes that.
     pub fn with_provider(
         mut self,
-        provider: impl FnOnce(TracerProviderBuilder) -> TracerProviderBuilder + 'static,
+        more: impl FnOnce(TracerProviderBuilder) -> TracerProviderBuilder + 'static,
     ) -> Self {
-        self.provider = Some(Box::new(provider));
+        if let What::Spans(_, provider) = &mut self.what {
+            *provider = Some(Box::new(more));
+        }
         self
     }
 
@@ -208,22 +229,27 @@ impl SetUp {
     }
 
     fn start(self, env: &Env) -> Running {
-        let handle = self.processor.handle();
-        let open_roots = match handle.shared() {
+        let signals = match self.what {
+            What::Signals(signals) => signals,
+            What::Spans(processor, more) => {
+                let builder = SdkTracerProvider::builder().with_resource(resource(env));
+                let builder = match more {
+                    Some(more) => more(builder),
+                    None => builder,
+                };
+                let handle = processor.handle();
+                let provider = builder.with_span_processor(processor).build();
+                crate::Telemetry::of_spans(handle, provider)
+            }
+        };
+        let open_roots = match signals.handle().shared() {
             Some(shared) if self.panic_rescue => rescue::install(shared),
             _ => None,
         };
-        let builder = SdkTracerProvider::builder().with_resource(resource(env));
-        let builder = match self.provider {
-            Some(provider) => provider(builder),
-            None => builder,
-        };
-        let provider = builder.with_span_processor(self.processor).build();
-        let tracer = provider.tracer(env!("CARGO_PKG_NAME"));
-        let tracer = RequestTracer::new(tracer).with_handle(handle.clone());
-        opentelemetry::global::set_tracer_provider(provider);
+        signals.set_global();
+        let tracer = RequestTracer::from(&signals);
         Running {
-            handle,
+            signals,
             tracer,
             propagator: TraceContextPropagator::new(),
             request_context: self.request_context,
@@ -232,10 +258,23 @@ impl SetUp {
     }
 }
 
+/// All three signals, with the resource that they were built with: see
+/// [`TelemetryBuilder::with_worker_env`](crate::TelemetryBuilder::with_worker_env). The tracer and meter providers become the
+/// global ones.
+impl From<crate::Telemetry> for SetUp {
+    fn from(signals: crate::Telemetry) -> Self {
+        Self::of(What::Signals(signals))
+    }
+}
+
 impl fmt::Debug for SetUp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what: &dyn fmt::Debug = match &self.what {
+            What::Spans(processor, _) => processor,
+            What::Signals(signals) => signals,
+        };
         f.debug_struct("SetUp")
-            .field("processor", &self.processor)
+            .field("what", what)
             .field("panic_rescue", &self.panic_rescue)
             .finish_non_exhaustive()
     }
@@ -245,7 +284,7 @@ impl fmt::Debug for SetUp {
 
 impl Running {
     pub(super) fn handle(&self) -> Handle {
-        self.handle.clone()
+        self.signals.handle()
     }
 
     pub(super) fn tracer(&self) -> &RequestTracer {

@@ -13,17 +13,22 @@ use axum::http::{HeaderMap, Request, Response, header};
 use axum::routing::post;
 use futures_executor::block_on;
 use opentelemetry::Context;
+use opentelemetry::logs::{LogRecord as _, Logger as _, LoggerProvider as _};
+use opentelemetry::metrics::MeterProvider as _;
 use opentelemetry::trace::{FutureExt as _, Tracer as _, TracerProvider as _};
 use opentelemetry_http::{HttpClient, HttpError};
 use opentelemetry_otlp::{WithExportConfig as _, WithHttpConfig as _};
 use opentelemetry_otlp_direct::{
-    DirectExporter, DirectExporterBuilder, ExportToken, RetryPolicy, TokenClient, TokenInterceptor,
+    DirectExporter, DirectExporterBuilder, ExportToken, RetryPolicy, Signal, TokenClient,
+    TokenInterceptor,
 };
 use opentelemetry_per_request::{Builder, Config, PerRequestSpanProcessor};
 use opentelemetry_proto::tonic::collector::trace::v1::{
     ExportTracePartialSuccess, ExportTraceServiceResponse,
 };
 use opentelemetry_sdk::error::OTelSdkResult;
+use opentelemetry_sdk::logs::{LogBatch, LogExporter, SdkLoggerProvider};
+use opentelemetry_sdk::metrics::exporter::PushMetricExporter;
 use opentelemetry_sdk::metrics::{InMemoryMetricExporter, SdkMeterProvider};
 use opentelemetry_sdk::trace::{SdkTracerProvider, SpanData, SpanExporter};
 use prost::Message as _;
@@ -50,8 +55,7 @@ pub(super) fn play() {
     deliver("refused", direct(&nowhere(), "refused"));
     assert!(SEEN.load(Ordering::Relaxed) >= 2 * ANSWERS.len());
     // A query is part of the URI, which cannot be marked as sensitive: a client that shows its requests shows that.
-    let no_query = format!("{collector}/panics/v1/traces");
-    let panics = direct(&collector, "panics").with_traces_endpoint(no_query);
+    let panics = with_endpoints(direct(&collector, "panics"), &collector, "panics", "");
     deliver("panics", panics.with_http_client(Panicking));
     through_the_usual_exporter(&collector);
     settings();
@@ -86,10 +90,6 @@ fn direct(collector: &str, answer: &str) -> DirectExporterBuilder {
     let moment = Duration::from_millis(1);
     let builder = DirectExporter::builder()
         .with_env_lookup(|_| None)
-        .with_traces_endpoint(format!(
-            "{collector}/{answer}/v1/traces?key={}",
-            secret("query")
-        ))
         .with_header("authorization", secret("static"))
         .with_header("x-api-key", secret("key"))
         .with_timeout(Duration::from_millis(500))
@@ -97,9 +97,25 @@ fn direct(collector: &str, answer: &str) -> DirectExporterBuilder {
             RetryPolicy::default()
                 .with_max_attempts(2)
                 .with_backoff(moment, moment),
-        );
-    show(&builder);
-    builder
+        )
+        .with_signal(Signal::Logs, |logs| {
+            shown(logs.with_header("x-logs-key", secret("logs-key")))
+        });
+    let query = format!("?key={}", secret("query"));
+    shown(with_endpoints(builder, collector, answer, &query))
+}
+
+/// An endpoint for each signal, with this query.
+fn with_endpoints(
+    builder: DirectExporterBuilder,
+    collector: &str,
+    answer: &str,
+    query: &str,
+) -> DirectExporterBuilder {
+    Signal::ALL.iter().fold(builder, |builder, signal| {
+        let endpoint = format!("{collector}/{answer}/v1/{signal}{query}");
+        builder.with_signal(*signal, |signal| signal.with_endpoint(endpoint))
+    })
 }
 
 /// Has spans exported by it under tokens, late ones too, and shows all there is.
@@ -111,6 +127,7 @@ fn deliver(place: &str, exporter: DirectExporterBuilder) {
     let exporter = exporter.with_meter_provider(&meters).build().unwrap();
     let handle = exporter.handle();
     show(&exporter);
+    let of_other_signals = exporter.clone();
     let config = Config::default()
         .with_max_traces(1)
         .with_max_spans_per_trace(2)
@@ -148,6 +165,10 @@ fn deliver(place: &str, exporter: DirectExporterBuilder) {
     let check = || block_on(handle.check().with_context(cx.clone()));
     // A client that panics does so in the caller's hands here.
     let _ = catch_unwind(AssertUnwindSafe(check)).map(show_error);
+    for _ in 0..2 {
+        let export = || export_other_signals(&of_other_signals, &cx);
+        let _ = catch_unwind(AssertUnwindSafe(export));
+    }
     drop(tracer.start_with_context("last", &cx));
     show_error(provider.force_flush());
     show((
@@ -165,6 +186,38 @@ fn deliver(place: &str, exporter: DirectExporterBuilder) {
     drop(tracer.start_with_context("too late", &cx));
     show_error(block_on(telemetry.flush()));
     show((telemetry.stats(), handle.stats(), &provider));
+}
+
+/// A log record and a metric under the same token.
+fn export_other_signals(exporter: &DirectExporter, cx: &Context) {
+    let logger = SdkLoggerProvider::builder().build().logger("scene");
+    let mut record = logger.create_log_record();
+    record.set_observed_timestamp(std::time::SystemTime::now());
+    record.set_body("a line".into());
+    let batch = [(&record, &Default::default())];
+    let export = LogExporter::export(exporter, LogBatch::new(&batch));
+    show_error(block_on(export.with_context(cx.clone())));
+
+    let collected = InMemoryMetricExporter::default();
+    let meters = SdkMeterProvider::builder()
+        .with_periodic_exporter(collected.clone())
+        .build();
+    meters
+        .meter("scene")
+        .u64_counter("things")
+        .build()
+        .add(1, &[]);
+    meters.force_flush().unwrap();
+    for metrics in collected.get_finished_metrics().unwrap() {
+        let export = PushMetricExporter::export(exporter, &metrics);
+        show_error(block_on(export.with_context(cx.clone())));
+    }
+    for signal in Signal::ALL {
+        let check = exporter.check_signal(*signal).with_context(cx.clone());
+        show_error(block_on(check));
+        show(exporter.stats_of(*signal));
+    }
+    show(exporter);
 }
 
 /// A client that panics with all that it has in its hands.
@@ -264,6 +317,11 @@ fn settings() {
         builder().with_header("x-api-key", &line),
         builder().with_header("authorization", &line),
         builder().with_header("content-type", secret("reserved")),
+        builder().with_logs_endpoint(&user),
+        builder().with_metrics_endpoint(&space),
+        builder().with_signal(Signal::Metrics, |metrics| {
+            metrics.with_header("x-api-key", &line)
+        }),
     ] {
         show(&unusable);
         show_error(unusable.build().map(drop));
@@ -271,11 +329,12 @@ fn settings() {
     show_error(ExportToken::new(&line).map(drop));
     show_error(ExportToken::with_scheme("Basic", &line).map(drop));
     let environment = DirectExporter::builder().with_env_lookup(move |variable| match variable {
-        "OTEL_EXPORTER_OTLP_ENDPOINT" | "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT" => Some(user.clone()),
+        name if name.ends_with("_ENDPOINT") => Some(user.clone()),
         "OTEL_EXPORTER_OTLP_HEADERS" => {
             Some(format!("authorization={0}%0A,{0}", secret("environment")))
         }
-        "OTEL_EXPORTER_OTLP_TRACES_HEADERS" => Some(format!("x-api-key={}", secret("environment"))),
+        "OTEL_EXPORTER_OTLP_LOGS_HEADERS" => Some(secret("environment")),
+        name if name.ends_with("_HEADERS") => Some(format!("x-api-key={}", secret("environment"))),
         _ => None,
     });
     show(&environment);
@@ -305,7 +364,7 @@ fn start_collector() -> String {
     let address = listener.local_addr().unwrap();
     let serve = async move {
         let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-        let app = axum::Router::new().route("/{answer}/v1/traces", post(answer));
+        let app = axum::Router::new().route("/{answer}/v1/{signal}", post(answer));
         axum::serve(listener, app).await.unwrap();
     };
     std::thread::spawn(move || {
@@ -317,7 +376,10 @@ fn start_collector() -> String {
     format!("http://{address}")
 }
 
-async fn answer(Path(answer): Path<String>, headers: HeaderMap) -> Response<Body> {
+async fn answer(
+    Path((answer, _signal)): Path<(String, String)>,
+    headers: HeaderMap,
+) -> Response<Body> {
     let sent = |name| {
         headers
             .get(name)

@@ -66,6 +66,7 @@ impl Reply {
         self
     }
 
+    /// The responses of all signals have the same bytes.
     pub(crate) fn partial(rejected_spans: i64, error_message: &str) -> Self {
         let response = ExportTraceServiceResponse {
             partial_success: Some(ExportTracePartialSuccess {

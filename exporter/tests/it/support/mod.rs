@@ -3,10 +3,14 @@
 mod collector;
 #[cfg(feature = "internal-logs")]
 mod logs;
+mod signals;
 
 pub(crate) use collector::{Collector, Received, Reply};
 #[cfg(feature = "internal-logs")]
 pub(crate) use logs::Logs;
+#[cfg(any(feature = "logs", feature = "metric-export"))]
+pub(crate) use signals::resource;
+pub(crate) use signals::{export_items, export_items_under, exported_signals, item_names};
 
 use futures_executor::block_on;
 use opentelemetry::Context;
@@ -14,7 +18,7 @@ use opentelemetry::trace::{
     FutureExt as _, SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceId, TraceState,
 };
 use opentelemetry_otlp_direct::{
-    DirectExporter, DirectExporterBuilder, ExportToken, FailureReason, RetryPolicy,
+    DirectExporter, DirectExporterBuilder, ExportToken, FailureReason, RetryPolicy, Signal,
 };
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanExporter, SpanLinks};
@@ -91,12 +95,23 @@ pub(crate) fn check_account(
     exported: u64,
     failed: &[(FailureReason, u64)],
 ) {
-    let stats = exporter.stats();
+    check_account_of(Signal::Traces, exporter, exported, failed);
+}
+
+/// The same for any signal.
+#[track_caller]
+pub(crate) fn check_account_of(
+    signal: Signal,
+    exporter: &DirectExporter,
+    exported: u64,
+    failed: &[(FailureReason, u64)],
+) {
+    let stats = exporter.stats_of(signal);
     assert_eq!(stats.exported(), exported, "{stats:?}");
-    for (reason, spans) in failed {
-        assert_eq!(stats.failed(*reason), *spans, "{reason:?} {stats:?}");
+    for (reason, items) in failed {
+        assert_eq!(stats.failed(*reason), *items, "{reason:?} {stats:?}");
     }
-    let total: u64 = failed.iter().map(|(_, spans)| spans).sum();
+    let total: u64 = failed.iter().map(|(_, items)| items).sum();
     assert_eq!(stats.failed_in_total(), total, "{stats:?}");
     assert_eq!(stats.in_flight(), 0, "{stats:?}");
 }

@@ -213,6 +213,7 @@ impl Shared {
 
     /// Another signal is exported from now on, by this exporter. False if one is already, or if everything is shut down:
     /// then the signal is shut down, too.
+    #[cfg(any(feature = "logs", feature = "metric-reader"))]
     pub(crate) fn join(&self, signal: Signal, exporter: Arc<dyn AnyExporter>) -> bool {
         let mut state = self.state.lock();
         let absent = state.life[signal] == Life::Absent;
@@ -352,10 +353,15 @@ impl Shared {
         answer: Answer,
     ) {
         let mut state = self.state.lock();
-        let mut covered = signals.iter();
-        if covered.all(|signal| state.dispatch.is_closed(signal)) {
+        let covered = signals.iter().filter(|s| state.life[*s] != Life::Absent);
+        let closed: Vec<bool> = covered.map(|s| state.dispatch.is_closed(s)).collect();
+        if closed.iter().all(|closed| *closed) {
             drop(state);
-            answer(Told::now(Err(FlushError::AlreadyShutdown)));
+            // What nobody exports is flushed.
+            let result = closed
+                .first()
+                .map_or(Ok(()), |_| Err(FlushError::AlreadyShutdown));
+            answer(Told::now(result));
             return;
         }
         let mut waiter = Waiter::new(WaiterKind::Flush, signals, timeout, answer);
@@ -448,6 +454,12 @@ impl Shared {
     }
 
     // ----- questions -----
+
+    /// Whether there is an exporter of this signal.
+    #[cfg(all(feature = "metrics", feature = "metric-reader"))]
+    pub(crate) fn exports(&self, signal: Signal) -> bool {
+        self.state.lock().life[signal] != Life::Absent
+    }
 
     pub(crate) fn is_closed(&self, signal: Signal) -> bool {
         self.state.lock().dispatch.is_closed(signal)
