@@ -291,35 +291,34 @@ fn exporters_may_use_everything() {
     within(LIMIT, "emitting inside an export", || {
         let logs = LogWorld::new(Config::default());
         let (logger, telemetry) = (logs.logger.clone(), logs.telemetry.clone());
-        let provider = logs.provider.clone();
-        let answers = Arc::new(Mutex::new(Vec::new()));
-        let said = answers.clone();
-        let once = Mutex::new(true);
-        let inside = move || {
-            if !std::mem::take(&mut *once.lock().unwrap()) {
-                return;
-            }
+        let inside = move |elsewhere: &'static str| {
             say(&logger, "inside");
             balanced(&telemetry);
             drop(telemetry.clone().flush());
-            let answer = provider.force_flush().unwrap_err().to_string();
-            said.lock().unwrap().push(answer);
             let logger = logger.clone();
-            std::thread::spawn(move || say(&logger, "elsewhere"))
+            std::thread::spawn(move || say(&logger, elsewhere))
                 .join()
                 .unwrap();
         };
         let inside = Arc::new(inside);
         let also = inside.clone();
-        logs.exporter.set_inside(move |_| inside());
-        logs.world.exporter.set_inside(move |_| also());
+        let provider = logs.provider.clone();
+        let (answered, answers) = std::sync::mpsc::channel();
+        logs.exporter.set_inside(move |batch| {
+            if batch[0].body() == "first" {
+                inside("beside a record");
+                answered.send(provider.force_flush()).unwrap();
+            }
+        });
+        logs.world
+            .exporter
+            .set_inside(move |_| also("beside a span"));
         logs.say("first");
+        logs.wait_for_logs(&["first", "beside a record"]);
         logs.world.request("span", &tenant(1));
-        logs.wait_for_logs(&["elsewhere", "first"]);
-        logs.flush().unwrap();
-        let answers = answers.lock().unwrap().clone();
-        assert_eq!(answers.len(), 1);
-        assert!(answers[0].contains("inside an export"), "{answers:?}");
+        logs.wait_for_logs(&["first", "beside a record", "beside a span"]);
+        let answer = answers.recv_timeout(SOON).unwrap().unwrap_err().to_string();
+        assert!(answer.contains("inside an export"), "{answer}");
         logs.exporter.set_inside(|_| {});
         logs.world.exporter.set_inside(|_| {});
     });

@@ -432,6 +432,7 @@ fn record_whose_request_is_not_known_is_late() {
             logs.say_in(cx, body);
         }
         logs.wait_for_logs(&["evicted", "over", "refused", "foreign"]);
+        logs.flush().unwrap();
         for (body, cx, reason) in all {
             logs.assert_left(body, Some(FALLBACK), mark.then_some(reason));
             logs.assert_names(body, cx);

@@ -193,6 +193,11 @@ impl<T: Clone + Send + Sync + 'static> Scripted<T> {
         .collect()
     }
 
+    /// Whether anybody has it beside the one who asks: who did has let go of it.
+    pub(crate) fn is_held_elsewhere(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
+    }
+
     pub(crate) fn calls(&self) -> Vec<Call> {
         self.state().calls.clone()
     }
