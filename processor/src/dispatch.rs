@@ -394,10 +394,11 @@ impl Dispatch {
                     self.enqueue(context, Items::Logs(vec![log]), Origin::Late(vec![trace]));
                 }
             }
-            unrecorded => {
-                self.garbage.contexts.extend(unrecorded);
-                self.take_in_late(log, trace, room, late);
+            Some(context) => {
+                self.garbage.contexts.push(context);
+                self.refuse(Signal::Logs, true, DropReason::QueueFull, trace);
             }
+            None => self.take_in_late(log, trace, room, late),
         }
     }
 
