@@ -21,6 +21,7 @@ mod logs;
 mod matrix;
 mod metrics;
 mod promises;
+mod reader;
 mod receivers;
 mod reentrancy;
 mod release;
