@@ -1,5 +1,6 @@
 //! Log records take the way of spans: each joins the request that it is emitted in, and leaves under its saved context.
 
+mod appender;
 mod bounds;
 mod ending;
 mod flushing;
