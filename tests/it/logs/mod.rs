@@ -3,6 +3,7 @@
 mod appender;
 mod bounds;
 mod ending;
+mod exporters;
 mod flushing;
 mod reentrancy;
 mod requests;
