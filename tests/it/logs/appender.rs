@@ -3,7 +3,7 @@
 
 use axum::Router;
 use axum::routing::get;
-use opentelemetry::logs::Severity;
+use opentelemetry::logs::{Logger as _, Severity};
 use opentelemetry::trace::TraceContextExt as _;
 use opentelemetry::{Context, TraceId};
 use opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge;
@@ -227,4 +227,36 @@ fn own_events_of_the_processor_make_no_loop() {
         assert!(stats.logs.received < 300, "{stats:?}");
         assert_eq!(stats.logs.pending(), 0);
     });
+}
+
+/// Scenario: targets of clients that an exporter may have, at each level, and targets that only look like them.
+/// Guarantees: what the first say below INFO is not enabled, and everything else is.
+#[test]
+fn what_clients_of_exporters_say_below_info_is_not_enabled() {
+    let logs = LogWorld::new(Config::default());
+    let of_clients = [
+        "h2::codec::framed_read",
+        "hyper_util::client::legacy::connect::http",
+        "tonic::transport::channel::service::reconnect",
+        "tower::buffer::worker",
+    ];
+    let others = [
+        "h2",
+        "h2o::server",
+        "tonic::server",
+        "tower::limit",
+        "hyper_util::server",
+    ];
+    let enabled = |level, target| logs.logger.event_enabled(level, target, None);
+    for target in of_clients {
+        for level in [Severity::Trace, Severity::Debug, Severity::Debug4] {
+            assert!(!enabled(level, target), "{target} {level:?}");
+        }
+        for level in [Severity::Info, Severity::Warn, Severity::Error] {
+            assert!(enabled(level, target), "{target} {level:?}");
+        }
+    }
+    for target in others {
+        assert!(enabled(Severity::Trace, target), "{target}");
+    }
 }
