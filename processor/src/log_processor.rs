@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use opentelemetry::logs::Severity;
-use opentelemetry::trace::TraceContextExt as _;
+use opentelemetry::trace::{TraceContextExt as _, TraceId};
 use opentelemetry::{Context, InstrumentationScope, otel_warn};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
@@ -16,6 +16,14 @@ use crate::processor::{DROP_TIMEOUT, Saving};
 use crate::runtime::Shared;
 use crate::signal::{LogData, Signal, Signals};
 use crate::sync::Arc;
+
+/// What the clients below an exporter over gRPC say of themselves, by target.
+const OF_CLIENTS: [&str; 4] = [
+    "h2::",
+    "hyper_util::client::",
+    "tonic::transport::",
+    "tower::buffer::",
+];
 
 /// A log processor that exports every record soon, in small batches, under the saved context of the request that it was
 /// emitted in.
@@ -35,6 +43,10 @@ use crate::sync::Arc;
 /// | where no span is active, or only a remote one | the fallback context |
 /// | in a span that is not recorded, as a sampler makes them | the context that is current there, by itself; in Cloudflare Workers the fallback context, and marked. [`RecordUnsampled`](crate::RecordUnsampled) makes it join its request |
 /// | in a span whose request is evicted or over, or not known | the fallback context, marked with `per_request.late` |
+///
+/// What is logged while exporting is no record, or it would be exported, and so make more, for ever. Where an exporter over gRPC was
+/// built in a runtime of the caller's, nobody can tell that from anything else, so an appender for `tracing` is told that what
+/// `h2`, `tower`'s buffer, and the clients of `hyper-util` and `tonic` say below INFO is not enabled.
 ///
 /// After its shutdown, records are dropped and counted as `already_shutdown`. Dropping it shuts it down, as dropping its
 /// provider does; spans go on.
@@ -79,7 +91,9 @@ impl PerRequestLogProcessor {
 
     /// Whose a record is that is emitted here and now.
     fn place(&self, shared: &Arc<Shared>, record: &SdkLogRecord) -> Emitted {
-        let Some(named) = record.trace_context() else {
+        // A span of a no-op tracer is active without being one: it names no trace.
+        let named = record.trace_context();
+        let Some(named) = named.filter(|named| named.trace_id != TraceId::INVALID) else {
             return Emitted::Outside;
         };
         let cx = Context::current();
@@ -147,8 +161,10 @@ impl LogProcessor for PerRequestLogProcessor {
         Ok(())
     }
 
-    fn event_enabled(&self, _level: Severity, _target: &str, _name: Option<&str>) -> bool {
-        self.shared.is_some()
+    /// False for what would feed itself (see above), and if the processor is not enabled.
+    fn event_enabled(&self, level: Severity, target: &str, _name: Option<&str>) -> bool {
+        let of_a_client = || OF_CLIENTS.iter().any(|client| target.starts_with(client));
+        self.shared.is_some() && (level >= Severity::Info || !of_a_client())
     }
 
     fn set_resource(&mut self, resource: &Resource) {

@@ -1,5 +1,6 @@
 //! The SDK's `SpanProcessor`, and how one is built.
 
+use std::cell::Cell;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
@@ -44,6 +45,11 @@ use crate::sync::Arc;
 pub(crate) const DROP_TIMEOUT: Duration = Duration::from_secs(5);
 
 type Projection = Box<dyn Fn(&Context) -> Context + Send + Sync>;
+
+thread_local! {
+    /// Whether a projection runs on this thread.
+    static PROJECTING: Cell<bool> = const { Cell::new(false) };
+}
 
 /// A span processor that exports every span as it ends, in small batches, under the saved context of its own request.
 ///
@@ -185,7 +191,13 @@ impl Saving {
         let Some(projection) = &self.projection else {
             return strip(cx);
         };
-        match catch_unwind(AssertUnwindSafe(|| strip(&projection(cx)))) {
+        // A projection that logs, or starts a span, would be called for that, and so for ever.
+        if PROJECTING.replace(true) {
+            return self.fallback.clone();
+        }
+        let projected = catch_unwind(AssertUnwindSafe(|| strip(&projection(cx))));
+        PROJECTING.set(false);
+        match projected {
             Ok(saved) => saved,
             Err(_) => {
                 shared.note(Kind::ProjectionPanicked, 1, Example::None);
@@ -346,8 +358,9 @@ impl Builder {
     /// What is kept of the context that a request's local root starts in, for the time of the request. Everything but its
     /// live span by default (R2).
     ///
-    /// `projection` is called once for each request, where its root span starts, so it should be quick. If it panics, the
-    /// request is exported under the fallback context.
+    /// `projection` is called once for each request, where its root span starts, and for each log record in a span that is not
+    /// recorded, so it should be quick. If it panics, the request is exported under the fallback context; so are root spans
+    /// that it starts, and such log records of its own.
     ///
     /// ```
     /// # use opentelemetry_sdk::trace::InMemorySpanExporter;

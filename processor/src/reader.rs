@@ -12,6 +12,7 @@ use opentelemetry_sdk::metrics::reader::MetricReader;
 use opentelemetry_sdk::metrics::{InstrumentKind, ManualReader, Pipeline, Temporality};
 
 use crate::handle::Handle;
+use crate::processor::DROP_TIMEOUT;
 use crate::runtime::Shared;
 use crate::signal::{Collected, Signal, Signals};
 use crate::sync::Arc;
@@ -38,9 +39,11 @@ pub(crate) const TOO_MANY: &str = "too many earlier collections are still being 
 ///   [export timeout](crate::Config::with_export_timeout). While there are so many, none is made: what is measured stays in
 ///   the instruments, and a flush says so ([`FlushError::Collect`](crate::FlushError::Collect)).
 /// - The temporality is that of the exporter.
+/// - Dropping it shuts it down, as dropping its provider does; spans go on.
 ///
 /// Callbacks of observable instruments run on a thread of the processor's own; in Cloudflare Workers, in the event that
-/// collects. One that panics is caught natively, and said in a warning.
+/// collects. One that panics is caught natively, and said in a warning; but the SDK holds a lock while it calls it, which
+/// is poisoned by that, so nothing of that provider is ever collected again, and each flush says so.
 ///
 /// ```
 /// # use opentelemetry_sdk::metrics::InMemoryMetricExporter;
@@ -121,6 +124,16 @@ impl MetricReader for PerRequestMetricReader {
 
     fn temporality(&self, kind: InstrumentKind) -> Temporality {
         self.collector.reader.temporality(kind)
+    }
+}
+
+impl Drop for PerRequestMetricReader {
+    fn drop(&mut self) {
+        // A provider shuts it down before it drops it, and has waited for that.
+        let shared = self.shared.as_ref();
+        if shared.is_some_and(|shared| !shared.is_closed(Signal::Metrics)) {
+            let _ = self.shutdown_with_timeout(DROP_TIMEOUT);
+        }
     }
 }
 

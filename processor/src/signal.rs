@@ -62,6 +62,16 @@ impl Signals {
         Self(1 << signal as u8)
     }
 
+    pub(crate) const NONE: Self = Self(0);
+
+    pub(crate) const fn with(self, signal: Signal) -> Self {
+        Self(self.0 | Self::of(signal).0)
+    }
+
+    pub(crate) const fn without(self, signal: Signal) -> Self {
+        Self(self.0 & !Self::of(signal).0)
+    }
+
     pub(crate) const fn contains(self, signal: Signal) -> bool {
         self.0 & Self::of(signal).0 != 0
     }

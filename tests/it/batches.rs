@@ -47,12 +47,12 @@ fn queue_that_reaches_max_batch_size_leaves_at_once() {
         .exporter
         .seen()
         .iter()
-        .map(|s| s.spans.len())
+        .map(|s| s.items.len())
         .collect();
     assert_eq!(sizes, [3, 3]);
     world.end(&root);
     world.flush().unwrap();
-    assert_eq!(world.exporter.seen()[2].spans.len(), 2);
+    assert_eq!(world.exporter.seen()[2].items.len(), 2);
 }
 
 /// Scenario: an export of a request hangs, and a queue of the same request fills up.
@@ -77,7 +77,7 @@ fn full_queue_does_not_wait_for_an_export_in_flight() {
     assert_eq!(world.stats().queued, 3);
     end_some(1);
     wait_until("the full queue's export", || world.exporter.entered() == 2);
-    assert_eq!(world.exporter.seen()[1].spans.len(), 4);
+    assert_eq!(world.exporter.seen()[1].items.len(), 4);
     end_some(2);
     gate.open();
     wait_until("the rest, by itself", || world.stats().exported == 7);
@@ -108,7 +108,7 @@ fn no_batch_is_larger_than_max_batch_size() {
         let seen = world.exporter.seen();
         assert!(
             seen.iter()
-                .all(|seen| (1..=max).contains(&seen.spans.len()))
+                .all(|seen| (1..=max).contains(&seen.items.len()))
         );
         let spans = world.exporter.spans();
         let ids: HashSet<_> = spans

@@ -25,7 +25,7 @@ fn export_and_the_call_itself_run_under_the_saved_context_with_telemetry_suppres
     gate.open();
     world.flush().unwrap();
     for seen in world.exporter.seen() {
-        let own = Tenant(seen.spans[0].name.parse().unwrap());
+        let own = Tenant(seen.items[0].name.parse().unwrap());
         assert_eq!((seen.at_call, seen.after_await), (Some(own), Some(own)));
         assert!(seen.suppressed);
     }

@@ -64,7 +64,7 @@ fn flush_fails_if_any_batch_failed_since_the_last_flush() {
         wait_until("all done", || world.stats().pending() == 0);
         world.request("good", &tenant(1));
         let error = way.run(&world).unwrap_err();
-        assert!(error.contains("1 spans failed"), "{way:?}: {error}");
+        assert!(error.contains("1 failed to export"), "{way:?}: {error}");
         world.request("good", &tenant(1));
         assert_eq!(way.run(&world), Ok(()), "{way:?} afterwards");
         let stats = world.stats();

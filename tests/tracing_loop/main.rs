@@ -1,4 +1,5 @@
-//! Exporting makes no spans, whatever the clients below it say with `tracing`: they would be exported, and make spans again.
+//! Exporting makes no spans and no log records, whatever the clients below it say with `tracing`: they would be exported, and make
+//! some again.
 //!
 //! Exports run on threads of their own, so the subscriber is that of the whole process, and each test is one. It hears
 //! everything, down to TRACE.
@@ -20,11 +21,17 @@ use std::time::{Duration, Instant};
 
 use collector::Collector;
 use opentelemetry::trace::TracerProvider as _;
-use opentelemetry_otlp::{SpanExporter as OtlpExporter, WithExportConfig as _};
+use opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge;
+use opentelemetry_otlp::{
+    LogExporter as OtlpLogExporter, SpanExporter as OtlpExporter, WithExportConfig as _,
+};
 use opentelemetry_otlp_direct::DirectExporter;
-use opentelemetry_per_request::{Builder, PerRequestSpanProcessor, RequestTracer, tracing_layer};
+use opentelemetry_per_request::{
+    Builder, PerRequestLogProcessor, PerRequestSpanProcessor, RequestTracer, tracing_layer,
+};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
+use opentelemetry_sdk::logs::{LogBatch, LogExporter, SdkLoggerProvider};
 use opentelemetry_sdk::trace::{SdkTracerProvider, SpanData, SpanExporter};
 use tracing::{Instrument as _, info, info_span};
 use tracing_opentelemetry::OpenTelemetryLayer;
@@ -106,11 +113,11 @@ struct Talkative(DirectExporter);
 impl SpanExporter for Talkative {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
         let span = info_span!(parent: None, "export");
-        self.0.export(batch).instrument(span).await
+        SpanExporter::export(&self.0, batch).instrument(span).await
     }
 
     fn set_resource(&mut self, resource: &Resource) {
-        self.0.set_resource(resource);
+        SpanExporter::set_resource(&mut self.0, resource);
     }
 }
 
@@ -166,5 +173,147 @@ fn exporting_over_grpc_in_the_callers_runtime_makes_no_spans() {
         Collector::grpc,
         callers,
         ours,
+    );
+}
+
+// ===== Log records =====
+
+/// What runs in the process that exports: it is given the collector's address, and makes the processors of both signals.
+type Make = fn(String) -> (PerRequestSpanProcessor, PerRequestLogProcessor);
+
+/// Asserts that one line in each request is all that is ever exported of those requests, although the appender hears everything,
+/// and that exporting makes no record at all.
+fn check_logs(this_test: &str, collector: fn() -> Collector, make: Make) {
+    if let Ok(endpoint) = env::var(ENDPOINT) {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        return runtime.block_on(export_logs(|| make(endpoint)));
+    }
+    let collector = collector();
+    let exported = Command::new(env::current_exe().unwrap())
+        .args([this_test, "--exact"])
+        .env(ENDPOINT, collector.endpoint())
+        .output()
+        .unwrap();
+    assert!(exported.status.success(), "{exported:?}");
+    let lines = || {
+        let mut logs = collector.logs();
+        logs.retain(|log| !log.trace.is_empty());
+        logs
+    };
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while lines().len() < REQUESTS as usize && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(1));
+    }
+    let lines = lines();
+    assert!(lines.iter().all(|log| log.body == "at work"), "{lines:?}");
+    assert_eq!(lines.len(), REQUESTS as usize);
+}
+
+async fn export_logs(make: impl FnOnce() -> (PerRequestSpanProcessor, PerRequestLogProcessor)) {
+    let (spans, logs) = make();
+    let telemetry = [spans.handle(), logs.handle()];
+    let provider = SdkTracerProvider::builder()
+        .with_span_processor(spans)
+        .build();
+    let loggers = SdkLoggerProvider::builder()
+        .with_log_processor(logs)
+        .build();
+    let tracer = RequestTracer::new(provider.tracer("test"));
+    let subscriber = tracing_subscriber::registry()
+        .with(tracing_layer(tracer))
+        .with(OpenTelemetryTracingBridge::new(&loggers));
+    tracing::subscriber::set_global_default(subscriber).unwrap();
+    let received = || telemetry[1].stats().logs.received;
+    for _ in 0..REQUESTS {
+        let before = received();
+        async { info!("at work") }
+            .instrument(info_span!("request"))
+            .await;
+        assert_eq!(received(), before + 1);
+        // The first one of each says that it has connected, and more. None of that is a record.
+        for _ in 0..3 {
+            for signal in &telemetry {
+                signal.flush().await.unwrap();
+            }
+        }
+        assert_eq!(received(), before + 1, "exporting makes records");
+    }
+}
+
+fn grpc_logs(endpoint: String) -> Result<OtlpLogExporter, io::Error> {
+    OtlpLogExporter::builder()
+        .with_tonic()
+        .with_endpoint(endpoint)
+        .build()
+        .map_err(io::Error::other)
+}
+
+fn both<E: LogExporter + 'static>(
+    builder: Builder,
+    logs: E,
+) -> (PerRequestSpanProcessor, PerRequestLogProcessor) {
+    let spans = builder.build().unwrap();
+    let logs = spans.log_processor(logs).unwrap();
+    (spans, logs)
+}
+
+/// Logs around each export.
+#[derive(Debug)]
+struct TalkativeLogs(DirectExporter);
+
+impl LogExporter for TalkativeLogs {
+    async fn export(&self, batch: LogBatch<'_>) -> OTelSdkResult {
+        info!("exporting");
+        let exported = LogExporter::export(&self.0, batch).await;
+        info!("exported");
+        exported
+    }
+}
+
+/// Scenario: exporters over HTTP, one of which logs itself, and the appender hears everything.
+/// Guarantees: none of it is a record.
+#[test]
+fn exporting_over_http_makes_no_log_records() {
+    check_logs(
+        "exporting_over_http_makes_no_log_records",
+        Collector::http,
+        |endpoint| {
+            let exporter = DirectExporter::builder().with_endpoint(endpoint).build();
+            let exporter = exporter.unwrap();
+            let spans = PerRequestSpanProcessor::builder(Talkative(exporter.clone()));
+            both(spans, TalkativeLogs(exporter))
+        },
+    );
+}
+
+/// Scenario: the same with exporters of `opentelemetry-otlp` over gRPC, made in the processor's runtime.
+/// Guarantees: nothing that `h2`, `hyper`, `tower` and `tonic` say is a record.
+#[test]
+fn exporting_over_grpc_makes_no_log_records() {
+    check_logs(
+        "exporting_over_grpc_makes_no_log_records",
+        Collector::grpc,
+        |endpoint| {
+            let mut logs = None;
+            let spans = PerRequestSpanProcessor::builder_with(|| {
+                logs = Some(grpc_logs(endpoint.clone())?);
+                grpc(endpoint)
+            });
+            both(spans.unwrap(), logs.unwrap())
+        },
+    );
+}
+
+/// Scenario: the same with exporters that were made in the caller's runtime, whose threads nobody has told that they export.
+/// Guarantees: what their clients say there below INFO is no record.
+#[test]
+fn exporting_over_grpc_in_the_callers_runtime_makes_no_log_records() {
+    check_logs(
+        "exporting_over_grpc_in_the_callers_runtime_makes_no_log_records",
+        Collector::grpc,
+        |endpoint| {
+            let spans = PerRequestSpanProcessor::builder(grpc(endpoint.clone()).unwrap());
+            both(spans, grpc_logs(endpoint).unwrap())
+        },
     );
 }

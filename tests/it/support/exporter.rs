@@ -1,4 +1,4 @@
-//! An exporter that does what a script says, and records what it saw.
+//! Exporters that do what a script says, and record what they saw: one for each signal.
 
 use std::fmt;
 use std::future::{Future, poll_fn};
@@ -6,9 +6,15 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
-use opentelemetry::{Context, Value};
+use opentelemetry::logs::AnyValue;
+use opentelemetry::trace::{SpanId, TraceId};
+use opentelemetry::{Context, InstrumentationScope, KeyValue, Value};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
+use opentelemetry_sdk::logs::{LogBatch, LogExporter, SdkLogRecord};
+use opentelemetry_sdk::metrics::Temporality;
+use opentelemetry_sdk::metrics::data::{AggregatedMetrics, MetricData, ResourceMetrics};
+use opentelemetry_sdk::metrics::exporter::PushMetricExporter;
 use opentelemetry_sdk::trace::{SpanData, SpanExporter};
 
 use super::{Tenant, current_tenant};
@@ -32,8 +38,8 @@ pub(crate) enum Act {
 
 /// What the exporter saw of one batch.
 #[derive(Clone, Debug)]
-pub(crate) struct Seen {
-    pub(crate) spans: Vec<SpanData>,
+pub(crate) struct Seen<T> {
+    pub(crate) items: Vec<T>,
     /// The tenant when `export` was called, before its future was polled.
     pub(crate) at_call: Option<Tenant>,
     /// The tenant after a poll that was pending.
@@ -49,37 +55,79 @@ pub(crate) enum Call {
     Shutdown,
 }
 
-type Script = Box<dyn Fn(&[SpanData]) -> Act + Send + Sync>;
-type Hook = Arc<dyn Fn(&[SpanData]) + Send + Sync>;
+type Script<T> = Box<dyn Fn(&[T]) -> Act + Send + Sync>;
+type Hook<T> = Arc<dyn Fn(&[T]) + Send + Sync>;
 type Answer = Arc<dyn Fn() -> OTelSdkResult + Send + Sync>;
 
-/// Clones share everything.
-#[derive(Clone)]
-pub(crate) struct Recorder(Arc<Inner>);
+/// Of spans.
+pub(crate) type Recorder = Scripted<SpanData>;
+pub(crate) type LogRecorder = Scripted<Logged>;
+pub(crate) type MetricRecorder = Scripted<Point>;
 
-struct Inner {
-    script: Script,
+/// A log record, as an exporter gets it.
+#[derive(Clone, Debug)]
+pub(crate) struct Logged {
+    pub(crate) record: SdkLogRecord,
+    pub(crate) scope: InstrumentationScope,
+}
+
+/// A data point. Its value is that of a sum or gauge, or how many there are in a histogram.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Point {
+    pub(crate) name: String,
+    pub(crate) attributes: Vec<KeyValue>,
+    pub(crate) value: f64,
+    pub(crate) temporality: Option<Temporality>,
+}
+
+/// Clones share everything.
+pub(crate) struct Scripted<T>(Arc<Inner<T>>);
+
+impl<T> Clone for Scripted<T> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+struct Inner<T> {
+    script: Script<T>,
     /// Called in the asynchronous part, between the two looks at the context.
-    inside: Mutex<Option<Hook>>,
+    inside: Mutex<Option<Hook<T>>>,
     on_flush: Mutex<Option<Answer>>,
     on_shutdown: Mutex<Option<Answer>>,
     buffers: bool,
-    state: Mutex<State>,
+    /// Of one of metrics.
+    temporality: Mutex<Temporality>,
+    state: Mutex<State<T>>,
 }
 
-#[derive(Default)]
-struct State {
-    seen: Vec<Seen>,
+struct State<T> {
+    seen: Vec<Seen<T>>,
     entered: usize,
     running: usize,
     max_running: usize,
     calls: Vec<Call>,
-    buffered: Vec<SpanData>,
-    out: Vec<SpanData>,
+    buffered: Vec<T>,
+    out: Vec<T>,
     resource: Option<Resource>,
 }
 
-impl Recorder {
+impl<T> Default for State<T> {
+    fn default() -> Self {
+        Self {
+            seen: Vec::new(),
+            entered: 0,
+            running: 0,
+            max_running: 0,
+            calls: Vec::new(),
+            buffered: Vec::new(),
+            out: Vec::new(),
+            resource: None,
+        }
+    }
+}
+
+impl<T: Clone + Send + Sync + 'static> Scripted<T> {
     /// Takes everything.
     pub(crate) fn new() -> Self {
         Self::scripted(|_| Act::Take)
@@ -90,7 +138,7 @@ impl Recorder {
         Self::scripted(move |_| act.clone())
     }
 
-    pub(crate) fn scripted(script: impl Fn(&[SpanData]) -> Act + Send + Sync + 'static) -> Self {
+    pub(crate) fn scripted(script: impl Fn(&[T]) -> Act + Send + Sync + 'static) -> Self {
         Self::make(false, Box::new(script))
     }
 
@@ -99,19 +147,20 @@ impl Recorder {
         Self::make(true, Box::new(|_| Act::Take))
     }
 
-    fn make(buffers: bool, script: Script) -> Self {
+    fn make(buffers: bool, script: Script<T>) -> Self {
         Self(Arc::new(Inner {
             script,
             inside: Mutex::default(),
             on_flush: Mutex::default(),
             on_shutdown: Mutex::default(),
             buffers,
+            temporality: Mutex::default(),
             state: Mutex::default(),
         }))
     }
 
     /// What it does inside the asynchronous part of an export.
-    pub(crate) fn set_inside(&self, hook: impl Fn(&[SpanData]) + Send + Sync + 'static) {
+    pub(crate) fn set_inside(&self, hook: impl Fn(&[T]) + Send + Sync + 'static) {
         *self.0.inside.lock().unwrap() = Some(Arc::new(hook));
     }
 
@@ -125,48 +174,28 @@ impl Recorder {
         *self.0.on_shutdown.lock().unwrap() = Some(Arc::new(call));
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, State<T>> {
         self.0.state.lock().unwrap()
     }
 
     /// The batches it was done with, or that hang, in the order in which they came.
-    pub(crate) fn seen(&self) -> Vec<Seen> {
+    pub(crate) fn seen(&self) -> Vec<Seen<T>> {
         self.state().seen.clone()
     }
 
-    /// The names of all spans it was given, sorted.
-    pub(crate) fn names(&self) -> Vec<String> {
-        let mut names: Vec<String> = self
-            .state()
-            .seen
-            .iter()
-            .flat_map(|seen| &seen.spans)
-            .map(|span| span.name.to_string())
-            .collect();
-        names.sort();
-        names
+    /// Everything it was given, each with the tenant it was given under.
+    pub(crate) fn items(&self) -> Vec<(T, Option<Tenant>)> {
+        let seen = self.seen().into_iter();
+        seen.flat_map(|seen| {
+            let tenant = seen.at_call;
+            seen.items.into_iter().map(move |item| (item, tenant))
+        })
+        .collect()
     }
 
-    /// All spans it was given, each with the tenant it was given under.
-    pub(crate) fn spans(&self) -> Vec<(SpanData, Option<Tenant>)> {
-        self.seen()
-            .into_iter()
-            .flat_map(|seen| {
-                let tenant = seen.at_call;
-                seen.spans.into_iter().map(move |span| (span, tenant))
-            })
-            .collect()
-    }
-
-    /// The only span of that name.
-    pub(crate) fn span(&self, name: &str) -> (SpanData, Option<Tenant>) {
-        let mut found: Vec<_> = self
-            .spans()
-            .into_iter()
-            .filter(|(span, _)| span.name == name)
-            .collect();
-        assert_eq!(found.len(), 1, "spans of the name {name}: {found:?}");
-        found.remove(0)
+    /// Whether anybody has it beside the one who asks: who did has let go of it.
+    pub(crate) fn is_held_elsewhere(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
     }
 
     pub(crate) fn calls(&self) -> Vec<Call> {
@@ -201,6 +230,96 @@ impl Recorder {
     }
 }
 
+impl Recorder {
+    /// The names of all spans it was given, sorted.
+    pub(crate) fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> = self
+            .state()
+            .seen
+            .iter()
+            .flat_map(|seen| &seen.items)
+            .map(|span| span.name.to_string())
+            .collect();
+        names.sort();
+        names
+    }
+
+    /// All spans it was given, each with the tenant it was given under.
+    pub(crate) fn spans(&self) -> Vec<(SpanData, Option<Tenant>)> {
+        self.items()
+    }
+
+    /// The only span of that name.
+    pub(crate) fn span(&self, name: &str) -> (SpanData, Option<Tenant>) {
+        let mut found: Vec<_> = self
+            .spans()
+            .into_iter()
+            .filter(|(span, _)| span.name == name)
+            .collect();
+        assert_eq!(found.len(), 1, "spans of the name {name}: {found:?}");
+        found.remove(0)
+    }
+}
+
+impl LogRecorder {
+    /// The bodies of all records it was given, sorted.
+    pub(crate) fn bodies(&self) -> Vec<String> {
+        let mut bodies: Vec<_> = self.items().iter().map(|(log, _)| log.body()).collect();
+        bodies.sort();
+        bodies
+    }
+
+    /// The only record with this body.
+    pub(crate) fn log(&self, body: &str) -> (Logged, Option<Tenant>) {
+        let mut found = self.items();
+        found.retain(|(log, _)| log.body() == body);
+        assert_eq!(found.len(), 1, "records that say {body}: {found:?}");
+        found.remove(0)
+    }
+}
+
+impl Logged {
+    pub(crate) fn body(&self) -> String {
+        match self.record.body() {
+            Some(AnyValue::String(text)) => text.to_string(),
+            other => format!("{other:?}"),
+        }
+    }
+
+    /// The trace and the span that it names.
+    pub(crate) fn ids(&self) -> Option<(TraceId, SpanId)> {
+        let context = self.record.trace_context()?;
+        Some((context.trace_id, context.span_id))
+    }
+
+    pub(crate) fn attribute(&self, key: &str) -> Option<String> {
+        let mut attributes = self.record.attributes_iter();
+        let (_, value) = attributes.find(|(name, _)| name.as_str() == key)?;
+        match value {
+            AnyValue::String(text) => Some(text.to_string()),
+            other => Some(format!("{other:?}")),
+        }
+    }
+
+    /// The value of `per_request.late`.
+    pub(crate) fn late_mark(&self) -> Option<String> {
+        self.attribute("per_request.late")
+    }
+}
+
+impl MetricRecorder {
+    pub(crate) fn set_temporality(&self, temporality: Temporality) {
+        *self.0.temporality.lock().unwrap() = temporality;
+    }
+
+    /// The sum of all points of this name, in all that it took and did not fail.
+    pub(crate) fn sum_taken(&self, name: &str) -> f64 {
+        let state = self.state();
+        let named = state.out.iter().filter(|point| point.name == name);
+        named.map(|point| point.value).sum()
+    }
+}
+
 /// The value of `per_request.late`.
 pub(crate) fn late_mark(span: &SpanData) -> Option<String> {
     span.attributes
@@ -212,10 +331,10 @@ pub(crate) fn late_mark(span: &SpanData) -> Option<String> {
         })
 }
 
-struct Running(Recorder);
+struct Running<T: Clone + Send + Sync + 'static>(Scripted<T>);
 
-impl Running {
-    fn new(recorder: &Recorder) -> Self {
+impl<T: Clone + Send + Sync + 'static> Running<T> {
+    fn new(recorder: &Scripted<T>) -> Self {
         let mut state = recorder.state();
         state.entered += 1;
         state.running += 1;
@@ -225,14 +344,14 @@ impl Running {
     }
 }
 
-impl Drop for Running {
+impl<T: Clone + Send + Sync + 'static> Drop for Running<T> {
     fn drop(&mut self) {
         self.0.state().running -= 1;
     }
 }
 
-impl SpanExporter for Recorder {
-    fn export(&self, batch: Vec<SpanData>) -> impl Future<Output = OTelSdkResult> + Send {
+impl<T: Clone + Send + Sync + 'static> Scripted<T> {
+    fn take(&self, batch: Vec<T>) -> impl Future<Output = OTelSdkResult> + Send + use<T> {
         let running = Running::new(self);
         let act = (self.0.script)(&batch);
         let at_call = current_tenant();
@@ -241,7 +360,7 @@ impl SpanExporter for Recorder {
         let index = {
             let mut state = recorder.state();
             state.seen.push(Seen {
-                spans: batch.clone(),
+                items: batch.clone(),
                 at_call,
                 after_await: None,
                 suppressed: false,
@@ -284,7 +403,7 @@ impl SpanExporter for Recorder {
         }
     }
 
-    fn force_flush(&self) -> OTelSdkResult {
+    fn flushed(&self) -> OTelSdkResult {
         {
             let mut state = self.state();
             state.calls.push(Call::ForceFlush);
@@ -298,7 +417,7 @@ impl SpanExporter for Recorder {
         }
     }
 
-    fn shutdown_with_timeout(&self, _timeout: Duration) -> OTelSdkResult {
+    fn shut_down(&self) -> OTelSdkResult {
         self.state().calls.push(Call::Shutdown);
         let answer = self.0.on_shutdown.lock().unwrap().clone();
         match answer {
@@ -306,15 +425,112 @@ impl SpanExporter for Recorder {
             None => Ok(()),
         }
     }
+}
+
+impl SpanExporter for Recorder {
+    fn export(&self, batch: Vec<SpanData>) -> impl Future<Output = OTelSdkResult> + Send {
+        self.take(batch)
+    }
+
+    fn force_flush(&self) -> OTelSdkResult {
+        self.flushed()
+    }
+
+    fn shutdown_with_timeout(&self, _timeout: Duration) -> OTelSdkResult {
+        self.shut_down()
+    }
 
     fn set_resource(&mut self, resource: &Resource) {
         self.state().resource = Some(resource.clone());
     }
 }
 
-impl fmt::Debug for Recorder {
+impl LogExporter for LogRecorder {
+    fn export(&self, batch: LogBatch<'_>) -> impl Future<Output = OTelSdkResult> + Send {
+        let logged = |(record, scope): (&SdkLogRecord, &InstrumentationScope)| Logged {
+            record: record.clone(),
+            scope: scope.clone(),
+        };
+        self.take(batch.iter().map(logged).collect())
+    }
+
+    fn shutdown_with_timeout(&self, _timeout: Duration) -> OTelSdkResult {
+        self.shut_down()
+    }
+
+    fn set_resource(&mut self, resource: &Resource) {
+        self.state().resource = Some(resource.clone());
+    }
+}
+
+impl PushMetricExporter for MetricRecorder {
+    fn export(&self, metrics: &ResourceMetrics) -> impl Future<Output = OTelSdkResult> + Send {
+        self.state().resource = Some(metrics.resource().clone());
+        self.take(points(metrics))
+    }
+
+    fn force_flush(&self) -> OTelSdkResult {
+        self.flushed()
+    }
+
+    fn shutdown_with_timeout(&self, _timeout: Duration) -> OTelSdkResult {
+        self.shut_down()
+    }
+
+    fn temporality(&self) -> Temporality {
+        *self.0.temporality.lock().unwrap()
+    }
+}
+
+fn points(metrics: &ResourceMetrics) -> Vec<Point> {
+    let scopes = metrics.scope_metrics();
+    let metrics = scopes.flat_map(|scope| scope.metrics());
+    let of_metric = |metric: &opentelemetry_sdk::metrics::data::Metric| {
+        let named = |attributes: Vec<KeyValue>, value, temporality| Point {
+            name: metric.name().to_owned(),
+            attributes,
+            value,
+            temporality,
+        };
+        match metric.data() {
+            AggregatedMetrics::U64(MetricData::Sum(sum)) => {
+                let points = sum.data_points().map(|point| {
+                    let attributes = point.attributes().cloned().collect();
+                    named(attributes, point.value() as f64, Some(sum.temporality()))
+                });
+                points.collect::<Vec<_>>()
+            }
+            AggregatedMetrics::F64(MetricData::Gauge(gauge)) => {
+                let points = gauge.data_points().map(|point| {
+                    let attributes = point.attributes().cloned().collect();
+                    named(attributes, point.value(), None)
+                });
+                points.collect()
+            }
+            AggregatedMetrics::F64(MetricData::Histogram(histogram)) => {
+                let points = histogram.data_points().map(|point| {
+                    let attributes = point.attributes().cloned().collect();
+                    let temporality = Some(histogram.temporality());
+                    named(attributes, point.count() as f64, temporality)
+                });
+                points.collect()
+            }
+            AggregatedMetrics::I64(MetricData::Sum(sum)) => {
+                let points = sum.data_points().map(|point| {
+                    let attributes = point.attributes().cloned().collect();
+                    named(attributes, point.value() as f64, Some(sum.temporality()))
+                });
+                points.collect()
+            }
+            other => panic!("{}: {other:?}", metric.name()),
+        }
+    };
+    metrics.flat_map(of_metric).collect()
+}
+
+impl<T> fmt::Debug for Scripted<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Recorder")
+        f.write_str("Scripted")
     }
 }
 

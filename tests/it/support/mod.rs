@@ -17,9 +17,9 @@ use opentelemetry::trace::{
 use opentelemetry_per_request::{
     Builder, Config, FlushError, Handle, PerRequestSpanProcessor, Stats,
 };
-use opentelemetry_sdk::trace::{Sampler, SdkTracer, SdkTracerProvider};
+use opentelemetry_sdk::trace::{Sampler, SdkTracer, SdkTracerProvider, ShouldSample};
 
-pub(crate) use exporter::{Act, Gate, Recorder};
+pub(crate) use exporter::{Act, Gate, LogRecorder, MetricRecorder, Recorder};
 
 /// How long anything may take that should take no time at all.
 pub(crate) const SOON: Duration = Duration::from_secs(10);
@@ -159,22 +159,44 @@ impl World {
         exporter: Recorder,
         customize: impl FnOnce(Builder) -> Builder,
     ) -> Self {
+        Self::joined(config, exporter, customize, |_| ()).0
+    }
+
+    /// Another signal joins before the processor is given away.
+    pub(crate) fn joined<T>(
+        config: Config,
+        exporter: Recorder,
+        customize: impl FnOnce(Builder) -> Builder,
+        join: impl FnOnce(&PerRequestSpanProcessor) -> T,
+    ) -> (Self, T) {
+        Self::sampled(config, exporter, Sampler::AlwaysOn, customize, join)
+    }
+
+    pub(crate) fn sampled<T>(
+        config: Config,
+        exporter: Recorder,
+        sampler: impl ShouldSample + 'static,
+        customize: impl FnOnce(Builder) -> Builder,
+        join: impl FnOnce(&PerRequestSpanProcessor) -> T,
+    ) -> (Self, T) {
         let builder = PerRequestSpanProcessor::builder(exporter.clone())
             .with_config(config)
             .with_fallback_context(Context::new().with_value(FALLBACK));
         let processor = customize(builder).build().unwrap();
+        let joined = join(&processor);
         let telemetry = processor.handle();
         let provider = SdkTracerProvider::builder()
-            .with_sampler(Sampler::AlwaysOn)
+            .with_sampler(sampler)
             .with_span_processor(processor)
             .build();
         let tracer = provider.tracer("test");
-        Self {
+        let world = Self {
             provider,
             telemetry,
             exporter,
             tracer,
-        }
+        };
+        (world, joined)
     }
 
     /// Starts a span in `cx`, and returns the context that holds it.

@@ -77,7 +77,7 @@ pub(crate) struct Shared {
 pub(crate) struct State {
     dispatch: Dispatch,
     pool: Pool,
-    /// Exporter calls that are not exports, for the next free thread.
+    /// Calls that are not exports, for the next free thread.
     jobs: VecDeque<Job>,
     waiters: HashMap<u64, Waiter, IdHash>,
     /// How far each signal is.
@@ -107,8 +107,8 @@ impl Life {
 /// Something that calls code of the user's, and is no export.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Job {
-    /// Call the exporters' `force_flush`, for this flush, whose batches are done.
-    Flush(u64, Signals),
+    /// Call the exporter's `force_flush`, for this flush, whose batches are done.
+    Flush(u64, Signal),
     /// Call the exporter's `force_flush` and then its `shutdown`.
     Shutdown(Signal),
     /// Collect metrics, for the batch of this id.
@@ -120,6 +120,8 @@ enum Job {
 struct Waiter {
     kind: WaiterKind,
     signals: Signals,
+    /// Those whose exporter has not answered to its `force_flush`.
+    unanswered: Signals,
     /// Why it will not have done all, whatever becomes of its batches.
     failure: Option<FlushError>,
     timeout: Duration,
@@ -507,7 +509,8 @@ impl State {
             if let Some(waiter) = self.waiters.get_mut(&id) {
                 waiter.report = report;
                 if waiter.kind == WaiterKind::Flush {
-                    self.jobs.push_back(Job::Flush(id, waiter.signals));
+                    let flushes = waiter.signals.iter().map(|signal| Job::Flush(id, signal));
+                    self.jobs.extend(flushes);
                 }
             }
         }
@@ -524,7 +527,11 @@ impl State {
     /// The last step of a flush or a shutdown: the exporter has answered.
     fn conclude(&mut self, job: Job, exporter: Result<(), String>) -> Answers {
         let concluded: Vec<u64> = match job {
-            Job::Flush(id, _) => vec![id],
+            Job::Flush(id, signal) => {
+                let waiter = self.waiters.get_mut(&id);
+                let answered = waiter.is_some_and(|waiter| waiter.hear(signal, &exporter));
+                answered.then_some(id).into_iter().collect()
+            }
             Job::Shutdown(signal) => {
                 self.life[signal] = Life::ShutDown;
                 let of_signal = |(_, waiter): &(&u64, &Waiter)| {
@@ -624,11 +631,32 @@ impl Waiter {
         Self {
             kind,
             signals,
+            unanswered: signals,
             failure: None,
             timeout,
             deadline: Instant::now().checked_add(timeout),
             report: Report::default(),
             answer,
+        }
+    }
+
+    /// An exporter has answered to its `force_flush`. Returns whether all have.
+    fn hear(&mut self, signal: Signal, answer: &Result<(), String>) -> bool {
+        self.unanswered = self.unanswered.without(signal);
+        if let Err(message) = answer {
+            let failure = FlushError::Exporter(message.clone());
+            self.failure.get_or_insert(failure);
+        }
+        self.unanswered == Signals::NONE
+    }
+}
+
+impl Job {
+    fn signal(self) -> Signal {
+        match self {
+            Self::Flush(_, signal) | Self::Shutdown(signal) => signal,
+            #[cfg(feature = "metric-reader")]
+            Self::Collect(_) => Signal::Metrics,
         }
     }
 }

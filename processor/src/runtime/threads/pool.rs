@@ -9,7 +9,7 @@ use super::worker::{Work, work};
 use crate::export::Export;
 use crate::hash::IdHash;
 use crate::notices::{Example, Kind};
-use crate::signal::Signal;
+use crate::signal::{Signal, Signals};
 use crate::sync::{Arc, Weak};
 
 /// The most workers, when concurrent exports are not limited.
@@ -33,8 +33,9 @@ pub(crate) struct Pool {
     pub(super) seen: u64,
     /// Whether the exporter is known to return quickly.
     pub(super) quick: bool,
-    /// Whether a worker is in a call that is not an export. One at a time, so that one that hangs takes one thread.
-    pub(super) busy_with_job: bool,
+    /// The signals for which a worker is in a call that is not an export. Of each signal one at a time, so that one that hangs
+    /// takes one thread, and holds up no other signal.
+    pub(super) busy: Signals,
 }
 
 /// An export under way.
@@ -67,8 +68,11 @@ impl Pool {
     pub(crate) fn new(max_concurrent_exports: usize) -> Self {
         let max_workers = match max_concurrent_exports {
             0 => MAX_WORKERS,
-            // Of each signal. And one for a call that is not an export, and one to drop things, for those may block, too.
-            max => max.saturating_mul(Signal::ALL.len()).min(MAX_WORKERS) + 2,
+            // Of each signal, with one for a call that is not an export. And one to drop things, for that may block, too.
+            max => {
+                let signals = Signal::ALL.len();
+                max.saturating_mul(signals).min(MAX_WORKERS) + signals + 1
+            }
         };
         Self {
             running: HashMap::default(),
@@ -80,7 +84,7 @@ impl Pool {
             taken: 0,
             seen: 0,
             quick: false,
-            busy_with_job: false,
+            busy: Signals::NONE,
         }
     }
 

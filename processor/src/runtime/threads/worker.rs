@@ -198,12 +198,15 @@ impl State {
     }
 
     fn take_job(&mut self) -> Option<Work> {
-        if self.pool.busy_with_job {
-            return None;
-        }
-        let job = self.jobs.pop_front()?;
-        self.pool.busy_with_job = true;
+        let job = self.jobs.remove(self.next_job()?)?;
+        self.pool.busy = self.pool.busy.with(job.signal());
         Some(Work::Job(job))
+    }
+
+    /// The place of the first job whose signal has none under way.
+    fn next_job(&self) -> Option<usize> {
+        let mut jobs = self.jobs.iter();
+        jobs.position(|job| !self.pool.busy.contains(job.signal()))
     }
 
     fn take_garbage(&mut self) -> Option<Work> {
@@ -226,7 +229,7 @@ impl State {
 
     /// Whether there is something for a worker to do.
     pub(crate) fn wants_worker(&self) -> bool {
-        (!self.jobs.is_empty() && !self.pool.busy_with_job)
+        self.next_job().is_some()
             || !self.pool.cancelled.is_empty()
             || self.dispatch.has_garbage()
             || !self.pool.woken.is_empty()
@@ -246,10 +249,7 @@ impl Shared {
     /// Calls code of the user's for something that is not an export.
     fn perform(self: &Arc<Self>, job: Job) {
         let result = match job {
-            Job::Flush(_, signals) => signals
-                .iter()
-                .map(|signal| self.flush_exporter(signal))
-                .fold(Ok(()), Result::and),
+            Job::Flush(_, signal) => self.flush_exporter(signal),
             Job::Shutdown(signal) => {
                 let flushed = self.flush_exporter(signal);
                 // Whatever became of the flush.
@@ -266,7 +266,7 @@ impl Shared {
             }
         };
         let mut state = self.state.lock();
-        state.pool.busy_with_job = false;
+        state.pool.busy = state.pool.busy.without(job.signal());
         let answers = state.conclude(job, result);
         // The driver ends when the last waiter is gone.
         self.wake_driver(&mut state);
