@@ -14,6 +14,9 @@ const SPANS: &str = "A365_PER_REQUEST_MAX_SPANS_PER_TRACE";
 const EXPORTS: &str = "A365_PER_REQUEST_MAX_CONCURRENT_EXPORTS";
 const BATCH: &str = "A365_PER_REQUEST_MAX_BATCH_SIZE";
 const PENDING: &str = "A365_PER_REQUEST_MAX_PENDING_SPANS";
+const PENDING_LOGS: &str = "A365_PER_REQUEST_MAX_PENDING_LOGS";
+const INTERVAL: &str = "A365_PER_REQUEST_METRIC_INTERVAL_MS";
+const PERIOD: &str = "OTEL_METRIC_EXPORT_INTERVAL";
 const TIMEOUT: &str = "A365_PER_REQUEST_EXPORT_TIMEOUT_MS";
 const TRIGGER: &str = "A365_PER_REQUEST_FLUSH_TRIGGER";
 const ENABLED: &str = "ENABLE_A365_OBSERVABILITY_PER_REQUEST_EXPORT";
@@ -26,6 +29,14 @@ fn shown(config: &Config, name: &str) -> String {
         EXPORTS => config.max_concurrent_exports().to_string(),
         BATCH => config.max_batch_size().to_string(),
         PENDING => config.max_pending_spans().to_string(),
+        PENDING_LOGS => config.max_pending_logs().to_string(),
+        INTERVAL => config.metric_interval().as_millis().to_string(),
+        // None is never, and so is 0.
+        PERIOD => {
+            let period = config.metric_period();
+            assert_ne!(period, Some(Duration::ZERO));
+            period.unwrap_or_default().as_millis().to_string()
+        }
         TIMEOUT => config.export_timeout().as_millis().to_string(),
         TRIGGER => config.flush_trigger().to_string(),
         ENABLED => config.enabled().to_string(),
@@ -33,12 +44,15 @@ fn shown(config: &Config, name: &str) -> String {
     }
 }
 
-const ALL: [(&str, &str); 8] = [
+const ALL: [(&str, &str); 11] = [
     (TRACES, "1000"),
     (SPANS, "5000"),
     (EXPORTS, "20"),
     (BATCH, "64"),
     (PENDING, "16384"),
+    (PENDING_LOGS, "16384"),
+    (INTERVAL, "10000"),
+    (PERIOD, "60000"),
     (TIMEOUT, "30000"),
     (TRIGGER, "next_tick"),
     (ENABLED, "true"),
@@ -61,6 +75,9 @@ fn defaults_are_the_documented_ones() {
             per_request::MAX_CONCURRENT_EXPORTS,
             per_request::MAX_BATCH_SIZE,
             per_request::MAX_PENDING_SPANS,
+            per_request::MAX_PENDING_LOGS,
+            per_request::METRIC_INTERVAL_MS,
+            per_request::METRIC_PERIOD_MS,
             per_request::EXPORT_TIMEOUT_MS,
             per_request::FLUSH_TRIGGER,
             per_request::ENABLED,
@@ -72,6 +89,12 @@ fn defaults_are_the_documented_ones() {
     assert_eq!(per_request::DEFAULT_MAX_CONCURRENT_EXPORTS, 20);
     assert_eq!(per_request::DEFAULT_MAX_BATCH_SIZE, 64);
     assert_eq!(per_request::DEFAULT_MAX_PENDING_SPANS, 16_384);
+    assert_eq!(per_request::DEFAULT_MAX_PENDING_LOGS, 16_384);
+    assert_eq!(
+        per_request::DEFAULT_METRIC_INTERVAL,
+        Duration::from_secs(10)
+    );
+    assert_eq!(per_request::DEFAULT_METRIC_PERIOD, Duration::from_secs(60));
     assert_eq!(per_request::DEFAULT_EXPORT_TIMEOUT, Duration::from_secs(30));
 }
 
@@ -134,7 +157,7 @@ fn each_variable_is_read_as_documented() {
     ];
     for (name, default) in ALL {
         let cases: &[(&str, Option<&str>)] = match name {
-            SPANS | EXPORTS => &limit,
+            SPANS | EXPORTS | INTERVAL | PERIOD => &limit,
             TRIGGER => &trigger,
             ENABLED => &boolean,
             _ => &positive,
@@ -207,6 +230,9 @@ fn code_overrides_the_environment() {
         .with_max_spans_per_trace(12)
         .with_max_concurrent_exports(13)
         .with_max_pending_spans(15)
+        .with_max_pending_logs(17)
+        .with_metric_interval(Duration::from_millis(18))
+        .with_metric_period(Duration::from_millis(19))
         .with_export_timeout(Duration::from_millis(16))
         .with_flush_trigger(FlushTrigger::NextTick)
         .with_enabled(true);
@@ -216,11 +242,20 @@ fn code_overrides_the_environment() {
         (EXPORTS, "13"),
         (BATCH, "3"),
         (PENDING, "15"),
+        (PENDING_LOGS, "17"),
+        (INTERVAL, "18"),
+        (PERIOD, "19"),
         (TIMEOUT, "16"),
         (TRIGGER, "next_tick"),
         (ENABLED, "true"),
     ] {
         assert_eq!(shown(&config, name), value, "{name}");
+    }
+    for never in [None, Some(Duration::ZERO)] {
+        assert_eq!(
+            config.clone().with_metric_period(never).metric_period(),
+            None
+        );
     }
     assert_eq!(config.clone().with_max_batch_size(14).max_batch_size(), 14);
 }
@@ -231,7 +266,7 @@ fn code_overrides_the_environment() {
 fn build_refuses_settings_that_make_no_sense() {
     type Check = fn(&ConfigError) -> bool;
     let zero = Config::default;
-    let cases: [(Config, Check, &str); 4] = [
+    let cases: [(Config, Check, &str); 5] = [
         (
             zero().with_max_traces(0),
             |e| matches!(e, ConfigError::MaxTracesIsZero),
@@ -246,6 +281,11 @@ fn build_refuses_settings_that_make_no_sense() {
             zero().with_max_pending_spans(0),
             |e| matches!(e, ConfigError::MaxPendingSpansIsZero),
             "max_pending_spans",
+        ),
+        (
+            zero().with_max_pending_logs(0),
+            |e| matches!(e, ConfigError::MaxPendingLogsIsZero),
+            "max_pending_logs",
         ),
         (
             zero().with_export_timeout(Duration::ZERO),
@@ -264,6 +304,8 @@ fn build_refuses_settings_that_make_no_sense() {
     for config in [
         zero().with_max_spans_per_trace(0),
         zero().with_max_concurrent_exports(0),
+        zero().with_metric_interval(Duration::ZERO),
+        zero().with_metric_period(Duration::ZERO),
     ] {
         PerRequestSpanProcessor::builder(Recorder::new())
             .with_config(config)

@@ -9,12 +9,12 @@ use opentelemetry_sdk::trace::SdkTracerProvider;
 use super::{Recorder, texts};
 use crate::config::{
     Config, ENABLED, EXPORT_TIMEOUT_MS, FLUSH_TRIGGER, FlushTrigger, MAX_BATCH_SIZE,
-    MAX_CONCURRENT_EXPORTS, MAX_EXPORTS_PER_REQUEST, MAX_PENDING_SPANS, MAX_SPANS_PER_TRACE,
-    MAX_TRACES,
+    MAX_CONCURRENT_EXPORTS, MAX_EXPORTS_PER_REQUEST, MAX_PENDING_LOGS, MAX_PENDING_SPANS,
+    MAX_SPANS_PER_TRACE, MAX_TRACES, METRIC_INTERVAL_MS, METRIC_PERIOD_MS,
 };
 use crate::processor::PerRequestSpanProcessor;
 
-const VARIABLES: [&str; 9] = [
+const VARIABLES: [&str; 12] = [
     MAX_TRACES,
     MAX_SPANS_PER_TRACE,
     MAX_CONCURRENT_EXPORTS,
@@ -24,6 +24,10 @@ const VARIABLES: [&str; 9] = [
     EXPORT_TIMEOUT_MS,
     FLUSH_TRIGGER,
     ENABLED,
+    // Behind the others, so that what was found before means what it did.
+    MAX_PENDING_LOGS,
+    METRIC_INTERVAL_MS,
+    METRIC_PERIOD_MS,
 ];
 
 /// Each text is a letter, which says the variable, and its value.
@@ -47,6 +51,7 @@ fn check(config: &Config, variables: &HashMap<&str, String>) {
     let value = |name: &str| Some(variables.get(name)?.trim());
     let limit = |name: &str| value(name).and_then(number);
     let positive = |name: &str| limit(name).filter(|number| *number > 0);
+    let time = |name: &str| limit(name).map(|ms| Duration::from_millis(ms as u64));
     let expected = Config::default()
         .with_max_traces(positive(MAX_TRACES).unwrap_or(default.max_traces()))
         .with_max_spans_per_trace(
@@ -57,6 +62,12 @@ fn check(config: &Config, variables: &HashMap<&str, String>) {
         )
         .with_max_batch_size(positive(MAX_BATCH_SIZE).unwrap_or(default.max_batch_size()))
         .with_max_pending_spans(positive(MAX_PENDING_SPANS).unwrap_or(default.max_pending_spans()))
+        .with_max_pending_logs(positive(MAX_PENDING_LOGS).unwrap_or(default.max_pending_logs()))
+        .with_metric_interval(time(METRIC_INTERVAL_MS).unwrap_or(default.metric_interval()))
+        .with_metric_period(match time(METRIC_PERIOD_MS) {
+            Some(period) => Some(period).filter(|period| !period.is_zero()),
+            None => default.metric_period(),
+        })
         .with_max_exports_per_request(
             limit(MAX_EXPORTS_PER_REQUEST).unwrap_or(default.max_exports_per_request()),
         )
@@ -173,7 +184,7 @@ mod tests {
         /// accounts for a span, and ends.
         #[test]
         fn each_setting_means_what_a_naive_reading_means_and_the_processor_works(
-            settings in vec((b'a'..b'j', value()), 0..6),
+            settings in vec((b'a'..=b'l', value()), 0..6),
         ) {
             let texts = settings.iter().map(|(letter, value)| format!("{}{value}", char::from(*letter)));
             property(texts.collect::<Vec<_>>().join("\0").as_bytes());

@@ -2,12 +2,16 @@
 
 use std::time::{Duration, Instant};
 
-use opentelemetry_per_request::{Config, FlushError};
+use opentelemetry::logs::LoggerProvider as _;
+use opentelemetry::trace::{Span as _, Tracer as _, TracerProvider as _};
+use opentelemetry_per_request::{Config, FlushError, Telemetry};
+use opentelemetry_sdk::error::OTelSdkError;
 
-use super::{LogWorld, ids};
+use super::{LogWorld, ids, say};
+use crate::support::exporter::Call;
 use crate::support::{
-    Act, Gate, LogRecorder, Recorder, SOON, balanced, held_back, some_trace, soon, tenant,
-    wait_until, within,
+    Act, Gate, LogRecorder, MetricRecorder, Recorder, SOON, balanced, held_back, some_trace, soon,
+    tenant, wait_until, within,
 };
 
 /// The ways to flush all log records.
@@ -333,4 +337,56 @@ fn flush_of_records_respects_its_deadline() {
     gate.open();
     assert_eq!(logs.flush(), Ok(()));
     assert_eq!(logs.stats().logs.exported, 1);
+}
+
+/// Scenario: a handle of all signals flushes while the exporter of spans is in its `force_flush`, and the one of metrics fails in its
+/// own; then a batch of spans and one of records fail.
+/// Guarantees: the flush is done when all exporters have answered, in whichever order, and says what one of them said; losses are
+/// those of all signals together.
+#[test]
+fn flush_of_all_signals_waits_for_all_exporters_and_says_what_any_said() {
+    let gate = Gate::default();
+    let (spans, logs) = (
+        Recorder::scripted(|_| Act::Fail("no")),
+        fails_if_it_says("bad"),
+    );
+    let metrics = MetricRecorder::new();
+    let blocked = gate.clone();
+    spans.set_on_flush(move || {
+        blocked.wait();
+        Ok(())
+    });
+    metrics.set_on_flush(|| Err(OTelSdkError::InternalFailure("disk full".into())));
+    let telemetry = Telemetry::builder()
+        .with_config(Config::default().with_metric_period(None))
+        .with_span_exporter(spans.clone())
+        .with_log_exporter(logs.clone())
+        .with_metric_exporter(metrics.clone())
+        .build()
+        .unwrap();
+    let handle = telemetry.handle();
+    let flush = handle.flush();
+    wait_until("those that can have answered", || {
+        spans.count(Call::ForceFlush) == 1 && metrics.count(Call::ForceFlush) == 1
+    });
+    let mut flush = Box::pin(flush);
+    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+    assert!(flush.as_mut().poll(&mut cx).is_pending());
+    gate.open();
+    let error = soon(flush).unwrap_err();
+    assert!(matches!(&error, FlushError::Exporter(said) if said.contains("disk full")));
+
+    say(&telemetry.logger_provider().logger("test"), "bad");
+    telemetry
+        .tracer_provider()
+        .tracer("test")
+        .start("span")
+        .end();
+    let lost = FlushError::Lost {
+        failed: 2,
+        dropped: 0,
+    };
+    assert_eq!(soon(handle.flush()), Err(lost));
+    assert_eq!(soon(telemetry.shutdown(SOON)).is_err(), true, "disk full");
+    assert_eq!(soon(handle.flush()), Err(FlushError::AlreadyShutdown));
 }
