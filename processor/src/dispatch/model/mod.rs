@@ -14,7 +14,7 @@
 //!   trace is the one that is evicted (R7);
 //! - a saved context is alive exactly while a span of its request is open, or somebody holds the request, or a batch of it is
 //!   somewhere (R9); the context of an unrecorded span's record only while the record is; holding, releasing and emitting
-//!   count no span;
+//!   count no span; no context is dropped under the lock (R3);
 //! - metrics are collected when they are due and not before, one collection at a time, and the driver is told when that
 //!   changes;
 //! - a flush ends when the last item that it covers is accounted for, or the last collection, not before and not later; it

@@ -48,6 +48,8 @@ pub(super) struct Pair {
     now: Instant,
     /// What the exporters hold.
     exporter: Vec<Export>,
+    /// What they have let go of in this step.
+    returned: Vec<Export>,
     /// What the exporters were given, and in how many batches.
     exported: HashSet<Serial>,
     exports: PerSignal<u64>,
@@ -110,6 +112,7 @@ impl Pair {
             trigger,
             now: Instant::now(),
             exporter: Vec::new(),
+            returned: Vec::new(),
             exported: HashSet::new(),
             exports: PerSignal::default(),
             contexts: HashMap::new(),
@@ -167,6 +170,8 @@ impl Pair {
             Action::Abandon { signal } => self.abandon(signal)?,
         }
         self.check_flushes()?;
+        self.check_nothing_is_dropped()?;
+        self.returned.clear();
         drop(self.dispatch.take_contexts());
         drop(self.dispatch.take_garbage());
         self.check_departures(action, flushed, &before, newest)?;
@@ -313,6 +318,7 @@ impl Pair {
             self.settle(&export.items, outcome);
         }
         self.dispatch.complete(export.batch.id, outcome);
+        self.returned.push(export);
         Ok(())
     }
 
@@ -359,7 +365,7 @@ impl Pair {
                     self.dispatch.give_up(id);
                 }
                 false => {
-                    drop(self.exporter.remove(at));
+                    self.returned.push(self.exporter.remove(at));
                     self.dispatch.complete(id, Outcome::TimedOut);
                 }
             }

@@ -138,6 +138,7 @@ fn one_collection_at_a_time_is_begun_by_the_driver() {
 fn collections_that_are_on_their_way_are_bounded() {
     assert_eq!(MAX_PENDING, 32, "what is documented");
     let mut read = Read::new();
+    let mut in_flight = None;
     for n in 0..MAX_PENDING {
         assert!(read.dispatch.may_collect(), "collection {n}");
         read.end_a_request();
@@ -145,18 +146,15 @@ fn collections_that_are_on_their_way_are_bounded() {
         read.found(id);
         // Some wait, some are in flight.
         if n % 2 == 0 {
-            read.dispatch.next_batch(None);
+            in_flight = read.dispatch.next_metrics(None);
         }
     }
     read.end_a_request();
     assert!(!read.dispatch.may_collect());
     assert_eq!(read.after(INTERVAL), None);
     assert!(!read.is_told());
-    let in_flight = &mut read.dispatch.in_flight.iter();
-    let done = in_flight.find(|(_, flight)| flight.signal == Signal::Metrics);
-    let done = *done.expect("some are in flight").0;
-    // At its deadline already, though the exporter still has it.
-    read.dispatch.give_up(done);
+    // At its deadline, though the exporter still has it.
+    read.dispatch.give_up(in_flight.expect("one that is").id);
     assert!(read.dispatch.may_collect() && read.is_told());
     assert!(read.after(Duration::ZERO).is_some());
     assert!(!read.dispatch.may_collect(), "what is under way counts");

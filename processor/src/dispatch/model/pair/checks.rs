@@ -259,6 +259,14 @@ impl Pair {
         Ok(())
     }
 
+    /// Everything that a step was about is still there: it must not be dropped under the lock (R3).
+    pub(super) fn check_nothing_is_dropped(&self) -> Check {
+        for (of, context) in &self.contexts {
+            prop_assert!(context.strong_count() > 0, "the context of {of} is dropped");
+        }
+        Ok(())
+    }
+
     /// A saved context lives exactly as long as something needs it (R9).
     pub(super) fn check_contexts(&mut self) -> Check {
         let live = self.reference.requests().map(|(_, request)| request.root);

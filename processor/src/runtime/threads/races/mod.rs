@@ -210,11 +210,18 @@ impl Model {
             .with_resource(Resource::builder_empty().build())
             .with_reader(reader)
             .build();
-        let measured = meters.meter("model").u64_counter("measured").build();
-        measured.add(1, &[]);
         *quiet(&self.meters) = Some(meters);
+        self.measure();
         let pace = Pace::new(config, Instant::now());
         self.shared.collect_from(instruments, pace);
+    }
+
+    /// There is something for the next collection to find.
+    fn measure(&self) {
+        if let Some(meters) = &*quiet(&self.meters) {
+            let measured = meters.meter("model").u64_counter("measured").build();
+            measured.add(1, &[]);
+        }
     }
 
     /// Emits the record of a span.

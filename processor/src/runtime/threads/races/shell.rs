@@ -356,6 +356,30 @@ fn driver_never_sleeps_through_a_time_to_collect() {
     });
 }
 
+/// Scenario: a request ends before it is time to collect metrics again, and then nothing happens but that time passes.
+/// Guarantees: the driver wakes up for it, and what was measured is exported.
+#[test]
+fn driver_wakes_up_when_it_is_time_to_collect() {
+    check(|| {
+        let config = config().with_metric_interval(SECOND);
+        let model = Model::driven(&config, Manner::AtOnce);
+        model.join_metrics(&config, Manner::AtOnce);
+        let metrics = model.collectors[Signal::Metrics].clone();
+        model.request(1);
+        metrics.wait_until(|ids| ids.len() == 1);
+        model.measure();
+        let ends = also(&model, |model| model.request(2));
+        clock::pass(SECOND);
+        ends();
+        // The time may have passed before the request was over, but not before the driver slept.
+        clock::pass(SECOND);
+        metrics.wait_until(|ids| ids.len() == 2);
+        assert_eq!(model.shut_down_signal(Signal::Metrics), Ok(()));
+        assert_eq!(model.shut_down(), Ok(()));
+        model.check(1);
+    });
+}
+
 /// Scenario: log records and spans are shut down on two threads, while a third emits a record and a fourth flushes everything.
 /// Guarantees: both shutdowns are answered behind their exporter's, of which there is one each; everything is exported, or
 /// dropped as `already_shutdown`; and all threads of ours end.
