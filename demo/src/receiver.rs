@@ -26,7 +26,8 @@ use opentelemetry_proto::tonic::collector::trace::v1::{
 use opentelemetry_proto::tonic::common::v1::KeyValue;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::logs::v1::LogRecord;
-use opentelemetry_proto::tonic::metrics::v1::Metric;
+use opentelemetry_proto::tonic::metrics::v1::metric::Data;
+use opentelemetry_proto::tonic::metrics::v1::{Metric, number_data_point};
 use opentelemetry_proto::tonic::trace::v1::Span;
 use tokio::sync::oneshot;
 use tonic::transport::server::TcpIncoming;
@@ -277,6 +278,22 @@ impl ReceivedLog {
             0 => self.record.observed_time_unix_nano,
             time => time,
         }
+    }
+}
+
+// ===== impl ReceivedMetric =====
+
+impl ReceivedMetric {
+    /// What a counter of whole numbers says, on all its attributes together.
+    pub fn sum(&self) -> Option<i64> {
+        let Some(Data::Sum(sum)) = &self.metric.data else {
+            return None;
+        };
+        let values = sum.data_points.iter().map(|point| match point.value {
+            Some(number_data_point::Value::AsInt(value)) => Some(value),
+            _ => None,
+        });
+        values.sum()
     }
 }
 
