@@ -12,6 +12,7 @@ use crate::SERVICE_TOKEN;
 use crate::client::token;
 use crate::measured;
 use crate::service::{ANSWERED, DURATION, REQUEST_ATTRIBUTE, ROUTE};
+use crate::waterfall::LATE_ATTRIBUTE;
 use demo::receiver::{Received, ReceivedLog, ReceivedMetric, Receiver};
 
 /// See the module.
@@ -107,13 +108,19 @@ impl Account {
     }
 
     fn take_in(&mut self, arrived: &Arrived) {
-        let own = |request: Option<&str>| request?.parse().ok().map(token);
+        let own = |request: Option<&str>, late: Option<&str>| match (request, late) {
+            (Some(request), None) => request.parse().map(token).unwrap_or_default(),
+            _ => SERVICE_TOKEN.to_owned(),
+        };
         let spans = arrived.spans.iter();
         self.spans.take_in(spans.map(|received| Item {
             key: (&received.span.trace_id, &received.span.span_id),
             weight: 1,
             token: &received.token,
-            own: own(received.attribute(REQUEST_ATTRIBUTE)),
+            own: own(
+                received.attribute(REQUEST_ATTRIBUTE),
+                received.attribute(LATE_ATTRIBUTE),
+            ),
         }));
         let logs = arrived.logs.iter();
         self.logs.take_in(logs.map(|received| Item {
@@ -121,15 +128,18 @@ impl Account {
             key: (&received.record.span_id, received.message()),
             weight: 1,
             token: &received.token,
-            own: own(received.attribute(REQUEST_ATTRIBUTE)),
+            own: own(
+                received.attribute(REQUEST_ATTRIBUTE),
+                received.attribute(LATE_ATTRIBUTE),
+            ),
         }));
         let metrics = arrived.metrics.iter().enumerate();
         self.points.take_in(metrics.map(|(number, received)| Item {
             key: number,
             weight: measured::points(received) as u64,
             token: &received.token,
-            // Nobody's but the service's.
-            own: None,
+            // No request's.
+            own: SERVICE_TOKEN.to_owned(),
         }));
         self.astray = astray(arrived);
         let count = |instrument| {
@@ -262,7 +272,7 @@ impl fmt::Display for Account {
                 "late, or no request's",
             )?;
             let wrong = tallies.map(|tally| tally.wrong_token);
-            row("under a wrong token", wrong, "another request's: must be 0")?;
+            row("under a wrong token", wrong, "must be 0")?;
         }
         if self.astray > 0 {
             row("in another's span", [0, self.astray, 0], "must be 0")?;
@@ -297,8 +307,8 @@ struct Item<'a, K> {
     /// How many it is.
     weight: u64,
     token: &'a str,
-    /// The token of its own request, if it is a request's.
-    own: Option<String>,
+    /// The token that it must be under: that of its request, or the service's for what is late or no request's.
+    own: String,
 }
 
 impl Tally {
@@ -318,14 +328,12 @@ impl Tally {
         let mut received = 0;
         for item in items {
             received += item.weight;
-            let is_services = item.token == SERVICE_TOKEN;
-            let is_own = item.own.as_deref() == Some(item.token);
-            self.service_token += if is_services { item.weight } else { 0 };
-            self.wrong_token += if is_services || is_own {
-                0
-            } else {
-                item.weight
-            };
+            if item.token == SERVICE_TOKEN {
+                self.service_token += item.weight;
+            }
+            if item.token != item.own {
+                self.wrong_token += item.weight;
+            }
             self.duplicates += u64::from(!keys.insert(item.key));
         }
         self.received = Some(received);
@@ -421,16 +429,29 @@ mod tests {
     #[test]
     fn account_is_clean_only_if_all_of_every_signal_is_right() {
         assert!(is_clean(|_| {}));
-        let late = |arrived: &mut Arrived| arrived.logs[0].token = SERVICE_TOKEN.to_owned();
+        let late = |all: &mut Arrived| {
+            all.logs[0].token = SERVICE_TOKEN.to_owned();
+            all.logs[0].record.attributes.push(KeyValue {
+                key: LATE_ATTRIBUTE.to_owned(),
+                value: Some(opentelemetry::Value::from("trace_evicted").into()),
+                ..KeyValue::default()
+            });
+        };
         assert!(is_clean(late));
 
-        let wrongs: [(&str, Change); 10] = [
+        let wrongs: [(&str, Change); 12] = [
             ("a span is lost", |all| drop(all.spans.pop())),
             ("a span of another's", |all| all.spans[0].token = token(1)),
             ("a line is lost", |all| drop(all.logs.pop())),
             ("a line twice", |all| all.logs[0] = all.logs[1].clone()),
             ("a line of another's", |all| all.logs[0].token = token(1)),
             ("a line of nobody's", |all| all.logs[0].token.clear()),
+            ("a line of the service's, and not late", |all| {
+                all.logs[0].token = SERVICE_TOKEN.to_owned();
+            }),
+            ("a span of the service's, and not late", |all| {
+                all.spans[0].token = SERVICE_TOKEN.to_owned();
+            }),
             ("a line in another's span", |all| {
                 all.logs[0].record.span_id = vec![1; 8];
             }),

@@ -12,6 +12,9 @@ use demo::receiver::{Received, ReceivedLog};
 const COLUMNS: u64 = 32;
 const NAMES: usize = 26;
 
+/// The attribute of what could not leave under its request's context.
+pub(crate) const LATE_ATTRIBUTE: &str = "per_request.late";
+
 /// What arrived of a request.
 #[derive(Default)]
 struct Seen<'a> {
@@ -187,8 +190,6 @@ fn print_measured(arrived: &Arrived, route: &str) {
         duration.max * 1e3
     );
 }
-
-const LATE_ATTRIBUTE: &str = "per_request.late";
 
 fn late(received: &Received) -> Option<&str> {
     received.attribute(LATE_ATTRIBUTE)
