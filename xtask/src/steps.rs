@@ -47,8 +47,9 @@ const PUBLISHED: [(&str, &[&str]); 2] = [
     ),
 ];
 
-const EXAMPLES: [&str; 7] = [
+const EXAMPLES: [&str; 8] = [
     "direct",
+    "three_signals",
     "otlp_http",
     "otlp_grpc",
     "per_request_tokens",
