@@ -351,7 +351,7 @@ fn flush_waits_for_the_collection_and_for_its_export() {
 fn flush_of_metrics_tells_what_was_lost() {
     let fails = Arc::new(AtomicBool::new(true));
     let script = fails.clone();
-    let exporter = MetricRecorder::scripted(move |_| match script.load(Ordering::SeqCst) {
+    let exporter = MetricRecorder::by(move |_| match script.load(Ordering::SeqCst) {
         true => Act::Fail("no"),
         false => Act::Take,
     });

@@ -227,7 +227,7 @@ fn what_becomes_of_records_is_said_in_warnings_of_their_own() {
     logs::listen();
     let gate = Gate::default();
     let hang = gate.clone();
-    let exporter = LogRecorder::scripted(move |logs| match logs[0].body().as_str() {
+    let exporter = LogRecorder::by(move |logs| match logs[0].body().as_str() {
         "fails" => Act::Fail("refused by its test"),
         _ => Act::Hang(hang.clone()),
     });

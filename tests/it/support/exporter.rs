@@ -130,15 +130,16 @@ impl<T> Default for State<T> {
 impl<T: Clone + Send + Sync + 'static> Scripted<T> {
     /// Takes everything.
     pub(crate) fn new() -> Self {
-        Self::scripted(|_| Act::Take)
+        Self::by(|_| Act::Take)
     }
 
     /// Does the same with every batch.
     pub(crate) fn always(act: Act) -> Self {
-        Self::scripted(move |_| act.clone())
+        Self::by(move |_| act.clone())
     }
 
-    pub(crate) fn scripted(script: impl Fn(&[T]) -> Act + Send + Sync + 'static) -> Self {
+    /// Does with each batch what `script` says.
+    pub(crate) fn by(script: impl Fn(&[T]) -> Act + Send + Sync + 'static) -> Self {
         Self::make(false, Box::new(script))
     }
 
