@@ -180,12 +180,15 @@ impl App {
 
     /// Starts a child of the active span that ends long after the response.
     fn after_response(&self, name: &'static str, id: usize) {
-        let background = self.background.clone();
+        // Taken before the task runs, and given back when its span has ended.
+        let working = self.background.clone().try_acquire_owned();
         let work = self.child(name, id, async move {
-            let _working = background.acquire().await;
             tokio::time::sleep(AFTER_RESPONSE).await;
             info!(demo.request = %id, "done");
         });
-        tokio::spawn(work);
+        tokio::spawn(async move {
+            work.await;
+            drop(working);
+        });
     }
 }
