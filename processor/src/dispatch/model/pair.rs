@@ -166,7 +166,7 @@ impl Pair {
                 heard,
             } => flushed = self.flush(signals, scope, heard),
             Action::GiveUpFlush { flush } => self.give_up_flush(flush),
-            Action::Shutdown { signal } => self.shutdown(signal),
+            Action::Shutdown { signal } => self.shutdown(signal)?,
             Action::Abandon { signal } => self.abandon(signal)?,
         }
         self.check_flushes()?;
@@ -447,9 +447,9 @@ impl Pair {
         }
     }
 
-    fn shutdown(&mut self, signal: Signal) {
+    fn shutdown(&mut self, signal: Signal) -> Check {
         if self.reference.closed[signal] {
-            return;
+            return Ok(());
         }
         self.tell(format!("shutdown of {signal}"));
         if signal == Signal::Metrics {
@@ -457,7 +457,10 @@ impl Pair {
         }
         self.reference.close(signal);
         self.dispatch.close(signal);
+        let queued = self.dispatch.lanes[signal].stats.queued;
+        prop_assert_eq!(queued, 0, "{} that stay", signal);
         self.begin_flush(Signals::of(signal), Scope::All, true);
+        Ok(())
     }
 
     fn abandon(&mut self, signal: Signal) -> Check {

@@ -118,6 +118,32 @@ fn signal_that_is_full_takes_no_room_of_another() {
     }
 }
 
+/// Scenario: with the trigger `LocalRootEnd`, all that may be pending of a signal waits for an open root, and more comes.
+/// Guarantees: what comes is dropped, and what waits leaves, or nothing would ever make room; the other signal still waits.
+#[test]
+fn signal_that_is_full_of_what_waits_makes_room() {
+    let config = config()
+        .with_flush_trigger(FlushTrigger::LocalRootEnd)
+        .with_max_pending_spans(2)
+        .with_max_pending_logs(2);
+    for full in Signal::QUEUED {
+        let mut lone = Lone::of(Dispatch::new(&config, Context::new(), true));
+        let mut add = |signal| match signal {
+            Signal::Spans => lone.end_a_child(),
+            _ => drop(emit(&mut lone.dispatch, OF_ROOT)),
+        };
+        Signal::QUEUED.into_iter().for_each(&mut add);
+        (0..2).for_each(|_| add(full));
+        assert_eq!(batches(&mut lone.dispatch), [(full, 2)]);
+        let stats = lone.dispatch.stats();
+        let dropped = [stats.dropped, stats.logs.dropped].map(|d| d.total());
+        assert_eq!(
+            dropped,
+            Signal::QUEUED.map(|signal| u64::from(signal == full))
+        );
+    }
+}
+
 /// Scenario: the exporter of one signal never answers, and has all its slots.
 /// Guarantees: batches of the other still leave, as many at once as may (R6).
 #[test]
@@ -252,6 +278,39 @@ fn shutdown_of_one_signal_leaves_the_other_running() {
     assert!(emit(&mut lone.dispatch, OF_ROOT).is_none());
     assert_eq!(lone.dispatch.stats().logs.late.total(), 1);
     assert_eq!(batches(&mut lone.dispatch), [(Signal::Logs, 1); 2]);
+}
+
+/// Scenario: in a Worker, the pause of a queue ends while an export of it is under way, which a flush has begun; then more comes.
+/// Guarantees: it waits for that export, as any queue does (R4).
+#[test]
+fn queue_whose_pause_is_over_still_waits_for_its_export() {
+    for signal in Signal::QUEUED {
+        let mut lone = Lone::in_worker();
+        lone.start_a_child();
+        lone.end(1);
+        let add = |lone: &mut Lone| match signal {
+            Signal::Spans => lone.end_a_child(),
+            _ => drop(emit(&mut lone.dispatch, OF_ROOT)),
+        };
+        for _ in 0..MAX_EXPORTS {
+            add(&mut lone);
+            assert!(!lone.export().is_empty());
+        }
+        add(&mut lone);
+        let [(paused, _)] = lone.dispatch.take_paced()[..] else {
+            panic!("one pause");
+        };
+        assert_eq!(paused.signal, signal);
+        lone.dispatch
+            .open_flush(Signals::ALL, Scope::Request(root_of(1)));
+        let under_way = lone.next_batch().expect("what was flushed");
+        lone.dispatch.end_pause(paused);
+        add(&mut lone);
+        assert!(lone.next_batch().is_none(), "{signal} do not wait");
+        lone.dispatch.complete(under_way.id, Outcome::Exported);
+        lone.dispatch.tick(64);
+        assert!(lone.dispatch.is_paced(paused), "{signal} are not paced");
+    }
 }
 
 /// Scenario: in a Worker, a request has used up the exports of its spans, and log records are emitted in it.

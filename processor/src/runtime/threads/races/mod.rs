@@ -29,7 +29,7 @@ use std::time::Duration;
 
 use opentelemetry::Context;
 use opentelemetry::metrics::MeterProvider as _;
-use opentelemetry::trace::{SpanId, TraceId};
+use opentelemetry::trace::{SpanId, TraceFlags, TraceId};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::metrics::{SdkMeterProvider, Temporality};
 
@@ -46,7 +46,7 @@ use crate::signal::{PerSignal, Signal, Signals};
 use crate::stats::{DropReason, SignalStats, Stats};
 use crate::sync::races::clock;
 use crate::sync::{Arc, Condvar, Mutex, Weak, thread};
-use crate::testing::{log, span};
+use crate::testing::{log, span, span_with_flags};
 
 use exporter::{Collector, Manner, Scripted};
 
@@ -265,6 +265,14 @@ impl Model {
         let id = span_id(request, index);
         self.shared.end(span(trace(request), id));
         quiet(&self.ended).push(id);
+        self.stats();
+    }
+
+    /// A span that is not sampled ends, so nothing leaves.
+    fn end_unsampled(&self, request: u64, index: u64) {
+        let id = span_id(request, index);
+        let flags = TraceFlags::default();
+        self.shared.end(span_with_flags(trace(request), id, flags));
         self.stats();
     }
 

@@ -328,27 +328,30 @@ fn flush_of_metrics_covers_what_the_driver_has_just_collected() {
         let acknowledged = model.collectors[Signal::Metrics].acknowledged();
         assert_eq!(acknowledged.len(), 1, "flush said Ok without the metrics");
         ends();
+        model.measure();
         assert_eq!(model.shut_down_signal(Signal::Metrics), Ok(()));
+        let acknowledged = model.collectors[Signal::Metrics].acknowledged();
+        assert_eq!(
+            acknowledged.len(),
+            2,
+            "shutdown said Ok without the metrics"
+        );
         assert_eq!(model.shut_down(), Ok(()));
         model.check(1);
     });
 }
 
-/// Scenario: nobody flushes and no time passes; a request ends for the first time since metrics are read.
+/// Scenario: nobody flushes and no time passes; a request ends for the first time since metrics are read, and nothing of it
+/// is exported, because it is not sampled.
 /// Guarantees: the driver is woken, and what was measured is exported.
 #[test]
 fn driver_never_sleeps_through_a_time_to_collect() {
     check(|| {
         let config = config();
         let model = Model::driven(&config, Manner::AtOnce);
-        let joins = also(&model, {
-            let config = config.clone();
-            move |model| model.join_metrics(&config, Manner::AtOnce)
-        });
-        model.request(1);
-        joins();
-        // If the first one has ended before anybody read, this one has not.
-        model.request(2);
+        model.join_metrics(&config, Manner::AtOnce);
+        model.start(1);
+        model.end_unsampled(1, 0);
         model.collectors[Signal::Metrics].wait_until(|ids| ids.len() == 1);
         assert_eq!(model.shut_down_signal(Signal::Metrics), Ok(()));
         assert_eq!(model.shut_down(), Ok(()));
@@ -407,6 +410,68 @@ fn shutdowns_of_two_signals_do_not_meet() {
         logs();
         emits();
         flushes();
+        model.check(1);
+    });
+}
+
+/// Scenario: an export of log records blocks its thread until another one is acknowledged, with two slots; no span is
+/// pending, and time passes.
+/// Guarantees: another worker is called, so the other one is exported.
+#[test]
+fn export_of_records_that_blocks_holds_up_no_other() {
+    check(|| {
+        let config = config().with_max_concurrent_exports(2);
+        let model = Model::driven(&config, Manner::AtOnce);
+        model.join_logs(Manner::FirstBlocks);
+        for request in 1..=2 {
+            model.start(request);
+            model.emit(request, 0);
+            model.end_unsampled(request, 0);
+        }
+        while model.collectors[Signal::Logs].acknowledged().len() < 2 {
+            clock::pass(LOOK);
+            thread::yield_now();
+        }
+        assert_eq!(model.shut_down_signal(Signal::Logs), Ok(()));
+        assert_eq!(model.shut_down(), Ok(()));
+        model.check(2);
+    });
+}
+
+/// Scenario: log records are shut down with less time than spans, and neither exporter ever answers.
+/// Guarantees: what waits of log records is dropped at their deadline, and what waits of spans at theirs.
+#[test]
+fn deadline_of_a_shutdown_is_that_of_its_signal() {
+    check(|| {
+        let model = Model::driven(&config(), Manner::Never);
+        model.join_logs(Manner::Never);
+        for request in 1..=2 {
+            model.start(request);
+            model.emit(request, 0);
+            model.end(request, 0);
+        }
+        let in_flight = || [model.stats().logs.in_flight, model.stats().in_flight];
+        while in_flight() != [1, 1] {
+            thread::yield_now();
+        }
+        let both = [(Signal::Logs, SECOND), (Signal::Spans, 10 * SECOND)];
+        let both = both.map(|(signal, time)| (time, model.shared.shutdown(signal, time)));
+        for (spans, (time, done)) in (0..).zip(both) {
+            let waits = also(&model, move |_| {
+                assert_eq!(block_on(done), Err(FlushError::Timeout(time)));
+            });
+            clock::pass(time);
+            waits();
+            let stats = model.stats();
+            let dropped = [stats.logs.dropped, stats.dropped].map(|dropped| dropped.total());
+            assert_eq!(dropped, [1, spans]);
+        }
+        for signal in Signal::QUEUED {
+            while model.collectors[signal].shutdowns() == 0 {
+                clock::pass(TIMEOUT);
+                thread::yield_now();
+            }
+        }
         model.check(1);
     });
 }
