@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Counter, Meter, MeterProvider as _};
-use opentelemetry::trace::{Tracer as _, TracerProvider as _};
-use opentelemetry_per_request::{Config, DropReason, FlushError, Handle, Stats};
+use opentelemetry::trace::{Span as _, Tracer as _, TracerProvider as _};
+use opentelemetry_per_request::{Config, DropReason, FlushError, Handle, Stats, Telemetry};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkError;
 use opentelemetry_sdk::metrics::{SdkMeterProvider, Temporality};
@@ -91,10 +91,12 @@ impl MetricWorld {
     }
 
     /// Waits until so many collections came to the exporter, and no others.
+    /// Waits until so many collections have come to the exporter, and it has answered.
     fn wait_for_exports(&self, number: usize) {
         wait_until(&format!("{number} collections at the exporter"), || {
             balanced(&self.telemetry);
-            self.exporter.entered() == number
+            let metrics = self.stats().metrics;
+            self.exporter.entered() == number && metrics.in_flight == 0
         });
     }
 
@@ -426,6 +428,40 @@ fn flush_says_that_a_callback_panicked() {
     assert_eq!(metrics.exporter.entered(), 0);
 }
 
+/// Scenario: a handle of all signals flushes one trace, whose span is being exported, when metrics cannot be collected for somebody
+/// else.
+/// Guarantees: nothing was collected for it, so it says nothing of that.
+#[test]
+fn flush_of_a_trace_hears_nothing_of_a_collection() {
+    let gate = Gate::default();
+    let metrics = MetricRecorder::new();
+    let telemetry = Telemetry::builder()
+        .with_config(rarely())
+        .with_span_exporter(Recorder::always(Act::Hang(gate.clone())))
+        .with_metric_exporter(metrics.clone())
+        .build()
+        .unwrap();
+    let span = telemetry.tracer_provider().tracer("test").start("span");
+    let trace = span.span_context().trace_id();
+    drop(span);
+    let of_trace = telemetry.handle().flush_trace(trace);
+    telemetry
+        .meter_provider()
+        .meter("test")
+        .u64_observable_gauge("panics")
+        .with_callback(|_| panic!("a callback that panics, as its test says"))
+        .build();
+    let all = telemetry.flush();
+    wait_until("what follows a collection", || {
+        metrics.count(Call::ForceFlush) == 1
+    });
+    gate.open();
+    assert_eq!(soon(of_trace), Ok(()));
+    let error = soon(all).unwrap_err();
+    assert_eq!(error.spans, None);
+    assert!(matches!(error.metrics, Some(FlushError::Collect(_))));
+}
+
 /// Scenario: a callback blocks, and so do flushes of metrics that are given little time; spans end, are flushed and shut down
 /// meanwhile.
 /// Guarantees: spans hear nothing of it; the flushes of metrics end at their deadlines; and when the callback returns, everything
@@ -495,11 +531,11 @@ fn at_most_32_collections_are_on_their_way_and_nothing_is_lost() {
     let exporter = MetricRecorder::always(Act::Hang(gate.clone()));
     let metrics = MetricWorld::delta(at_once(), exporter);
     for n in 0..TIMES {
-        metrics.count(1);
         let collected = n.min(32);
         wait_until("earlier ones are collected", || {
             metrics.stats().metrics.received == collected
         });
+        metrics.count(1);
         let flushed = soon(metrics.telemetry.flush_with_timeout(Duration::ZERO));
         assert!(
             matches!(flushed, Err(FlushError::Timeout(_))),

@@ -122,6 +122,8 @@ struct Waiter {
     signals: Signals,
     /// Those whose exporter has not answered to its `force_flush`.
     unanswered: Signals,
+    /// Whether metrics are collected for it.
+    collects: bool,
     /// Why it will not have done all, whatever becomes of its batches.
     failure: Option<FlushError>,
     timeout: Duration,
@@ -370,6 +372,7 @@ impl Shared {
         }
         let mut waiter = Waiter::new(WaiterKind::Flush, signals, timeout, answer);
         if scope == Scope::All && signals.contains(Signal::Metrics) {
+            waiter.collects = true;
             waiter.failure = state.collect().err();
         }
         let id = state.dispatch.begin_flush(signals, scope);
@@ -390,6 +393,7 @@ impl Shared {
             true => state.dispatch.new_id(),
             false => {
                 if signal == Signal::Metrics {
+                    waiter.collects = true;
                     waiter.failure = state.collect().err();
                 }
                 state.dispatch.close(signal);
@@ -632,6 +636,7 @@ impl Waiter {
             kind,
             signals,
             unanswered: signals,
+            collects: false,
             failure: None,
             timeout,
             deadline: Instant::now().checked_add(timeout),
