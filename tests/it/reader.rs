@@ -428,8 +428,8 @@ fn flush_says_that_a_callback_panicked() {
     assert_eq!(metrics.exporter.entered(), 0);
 }
 
-/// Scenario: a handle of all signals flushes one trace, whose span is being exported, when metrics cannot be collected for somebody
-/// else.
+/// Scenario: a handle of all signals flushes one trace, whose span is being exported, while metrics are collected for somebody else,
+/// which fails.
 /// Guarantees: nothing was collected for it, so it says nothing of that.
 #[test]
 fn flush_of_a_trace_hears_nothing_of_a_collection() {
@@ -444,14 +444,20 @@ fn flush_of_a_trace_hears_nothing_of_a_collection() {
     let span = telemetry.tracer_provider().tracer("test").start("span");
     let trace = span.span_context().trace_id();
     drop(span);
-    let of_trace = telemetry.handle().flush_trace(trace);
+    let collecting = Gate::default();
+    let asked = collecting.clone();
     telemetry
         .meter_provider()
         .meter("test")
         .u64_observable_gauge("panics")
-        .with_callback(|_| panic!("a callback that panics, as its test says"))
+        .with_callback(move |_| {
+            asked.wait();
+            panic!("a callback that panics, as its test says");
+        })
         .build();
     let all = telemetry.flush();
+    let of_trace = telemetry.handle().flush_trace(trace);
+    collecting.open();
     wait_until("what follows a collection", || {
         metrics.count(Call::ForceFlush) == 1
     });
