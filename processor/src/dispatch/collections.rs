@@ -6,6 +6,7 @@ use super::{Batch, Dispatch, Origin};
 use crate::clock::Instant;
 use crate::config::Config;
 use crate::signal::{Collected, Items, Signal};
+use crate::stats::DropReason;
 
 /// So many collections may be on their way. With more, what is measured stays where it is, in the instruments, and a later
 /// collection takes it.
@@ -136,24 +137,43 @@ impl Dispatch {
         id
     }
 
-    /// A collection has ended, and found this, unless nobody waits for it any more.
+    /// A collection has ended, and found this.
     pub(crate) fn end_collection(&mut self, id: u64, found: Option<Collected>) {
         let under_way = &mut self.collections.under_way;
-        let Some(place) = under_way.iter().position(|other| *other == id) else {
-            return;
+        let place = under_way.iter().position(|other| *other == id);
+        let Some(place) = place else {
+            return self.abandon_found(id, found);
         };
         under_way.remove(place);
         self.collections.look_again();
         let Some(found) = found else {
             return self.advance_flushes(id, Signal::Metrics, &Origin::Metrics);
         };
+        let batch = self.batch_of(id, found);
+        self.line_up(batch);
+    }
+
+    /// What was found when the shutdown was over: it is out of the instruments, and lost.
+    fn abandon_found(&mut self, id: u64, found: Option<Collected>) {
+        let Some(found) = found else {
+            return;
+        };
+        let batch = self.batch_of(id, found);
+        let (items, trace) = (batch.items.len() as u64, batch.origin.trace());
+        let reason = DropReason::ShutdownTimeout;
+        self.note_drop(Signal::Metrics, reason, items, trace);
+        self.garbage.batches.push(batch);
+    }
+
+    /// It is counted as received.
+    fn batch_of(&mut self, id: u64, found: Collected) -> Batch {
         self.lanes[Signal::Metrics].stats.received += found.points as u64;
-        self.line_up(Batch {
+        Batch {
             id,
             context: self.fallback.clone(),
             items: Items::Metrics(Box::new(found)),
             origin: Origin::Metrics,
-        });
+        }
     }
 
     /// The shutdown is over for collections that did not come to their end.
