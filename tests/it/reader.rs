@@ -4,13 +4,16 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Counter, Meter, MeterProvider as _};
-use opentelemetry::trace::{Span as _, Tracer as _, TracerProvider as _};
+use opentelemetry::trace::{
+    Link, Span as _, SpanKind, TraceId, TraceState, Tracer as _, TracerProvider as _,
+};
+use opentelemetry::{Context, KeyValue};
 use opentelemetry_per_request::{Config, DropReason, FlushError, Handle, Stats, Telemetry};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkError;
 use opentelemetry_sdk::metrics::{SdkMeterProvider, Temporality};
+use opentelemetry_sdk::trace::{SamplingDecision, SamplingResult, ShouldSample};
 
 use crate::support::exporter::Call;
 use crate::support::{
@@ -207,6 +210,100 @@ fn metrics_are_collected_after_work_that_outlives_the_root() {
     drop(hold);
     metrics.wait_for_exports(2);
     assert_eq!(metrics.counts(), [1.0, 2.0]);
+}
+
+/// Scenario: requests of which nothing is exported end: they are not sampled, or were kept open beyond all that they had. The
+/// processor has nothing else to do, and sleeps.
+/// Guarantees: metrics are collected nevertheless.
+#[test]
+fn request_that_exports_nothing_has_metrics_collected() {
+    let exporter = MetricRecorder::new();
+    let (world, reader) = World::sampled(
+        at_once(),
+        Recorder::new(),
+        RecordOnly,
+        |builder| builder,
+        |processor| processor.metric_reader(exporter.clone()).unwrap(),
+    );
+    let provider = SdkMeterProvider::builder().with_reader(reader).build();
+    provider
+        .meter("test")
+        .u64_counter("count")
+        .build()
+        .add(1, &[]);
+    for n in 1..=10 {
+        // Only to let the processor fall asleep: it must be woken.
+        std::thread::sleep(Duration::from_millis(5));
+        world.request("unsampled", &tenant(1));
+        wait_until("it is collected", || exporter.seen().len() == n);
+    }
+    assert_eq!(world.exporter.entered(), 0);
+}
+
+/// Records spans without sampling them.
+#[derive(Clone, Debug)]
+struct RecordOnly;
+
+impl ShouldSample for RecordOnly {
+    fn should_sample(
+        &self,
+        _parent: Option<&Context>,
+        _trace: TraceId,
+        _name: &str,
+        _kind: &SpanKind,
+        _attributes: &[KeyValue],
+        _links: &[Link],
+    ) -> SamplingResult {
+        SamplingResult {
+            decision: SamplingDecision::RecordOnly,
+            attributes: Vec::new(),
+            trace_state: TraceState::NONE,
+        }
+    }
+}
+
+/// Scenario: one request ends, with an interval that is short, and zero. Then spans of a request that stays open end for a while.
+/// Guarantees: metrics are collected once: an end is good for one collection.
+#[test]
+fn end_of_a_request_is_good_for_one_collection() {
+    for interval in [Duration::ZERO, Duration::from_millis(1)] {
+        let metrics = MetricWorld::new(at_once().with_metric_interval(interval));
+        metrics.count(1);
+        let root = metrics.world.start("root", &tenant(1));
+        metrics.world.request("ends", &tenant(1));
+        metrics.wait_for_exports(1);
+        for _ in 0..20 {
+            let child = metrics.world.start("child", &root);
+            metrics.world.end(&child);
+            assert_eq!(metrics.world.flush(), Ok(()));
+        }
+        assert_eq!(metrics.exporter.entered(), 1);
+        metrics.world.end(&root);
+    }
+}
+
+/// Scenario: a callback blocks while many requests end.
+/// Guarantees: one more collection follows, for all of them.
+#[test]
+fn requests_that_end_while_metrics_are_collected_share_the_next_collection() {
+    let gate = Gate::default();
+    let metrics = MetricWorld::new(at_once());
+    let (blocked, calls) = (gate.clone(), Arc::new(AtomicU64::new(0)));
+    let called = calls.clone();
+    metrics.observe(move || {
+        called.fetch_add(1, Ordering::SeqCst);
+        blocked.wait();
+    });
+    metrics.world.request("first", &tenant(1));
+    wait_until("it collects", || calls.load(Ordering::SeqCst) == 1);
+    for _ in 0..20 {
+        metrics.world.request("another", &tenant(1));
+        assert_eq!(metrics.world.flush(), Ok(()));
+    }
+    gate.open();
+    metrics.wait_for_exports(2);
+    metrics.world.flush().unwrap();
+    assert_eq!(calls.load(Ordering::SeqCst), 2);
 }
 
 /// Scenario: a short period, and no request ever.
@@ -468,6 +565,38 @@ fn flush_of_a_trace_hears_nothing_of_a_collection() {
     assert!(matches!(error.metrics, Some(FlushError::Collect(_))));
 }
 
+/// Scenario: a flush of spans has begun, and waits for an export, when a callback panics.
+/// Guarantees: it hears nothing of that.
+#[test]
+fn flush_of_spans_hears_nothing_of_a_callback_that_panics() {
+    let gate = Gate::default();
+    let points = MetricRecorder::new();
+    let (world, reader) = World::joined(
+        rarely(),
+        Recorder::always(Act::Hang(gate.clone())),
+        |builder| builder,
+        |processor| processor.metric_reader(points.clone()).unwrap(),
+    );
+    let telemetry = reader.handle();
+    let provider = SdkMeterProvider::builder().with_reader(reader).build();
+    let panics = Gate::default();
+    let waits = panics.clone();
+    let meter = provider.meter("test");
+    let gauge = meter.f64_observable_gauge("gauge");
+    let panicking = gauge.with_callback(move |_| {
+        waits.wait();
+        panic!("a callback that panics, as its test says");
+    });
+    panicking.build();
+    world.request("span", &tenant(1));
+    let of_metrics = telemetry.flush();
+    let of_spans = world.telemetry.flush();
+    panics.open();
+    assert!(matches!(soon(of_metrics), Err(FlushError::Collect(_))));
+    gate.open();
+    assert_eq!(soon(of_spans), Ok(()));
+}
+
 /// Scenario: a callback blocks, and so do flushes of metrics that are given little time; spans end, are flushed and shut down
 /// meanwhile.
 /// Guarantees: spans hear nothing of it; the flushes of metrics end at their deadlines; and when the callback returns, everything
@@ -682,8 +811,8 @@ fn shutdown_collects_once_more() {
 }
 
 /// Scenario: the shutdown of metrics has to wait for a callback, or an export, that hangs; many collections wait.
-/// Guarantees: it returns by its deadline; what waits, or is collected only then, is dropped as `shutdown_timeout`; the exporter is shut down when that is over,
-/// once. Spans wait for none of it.
+/// Guarantees: it returns by its deadline; what waits is dropped as `shutdown_timeout`, and so is what a callback says later; the
+/// exporter is shut down when that is over, once. Spans wait for none of it.
 #[test]
 fn shutdown_of_metrics_returns_by_its_deadline() {
     for in_callback in [true, false] {
@@ -716,7 +845,9 @@ fn shutdown_of_metrics_returns_by_its_deadline() {
         let stats = metrics.stats().metrics;
         assert_eq!(stats.pending(), 0);
         let dropped = stats.dropped.by(DropReason::ShutdownTimeout);
-        assert!(dropped > 0 && dropped == stats.dropped.total(), "{stats:?}");
+        assert_eq!(dropped, stats.dropped.total());
+        assert_eq!(stats.exported == 0, in_callback, "{stats:?}");
+        assert!(dropped > 0, "{stats:?}");
         assert_eq!(metrics.exporter.count(Call::Shutdown), 1);
     }
 }
