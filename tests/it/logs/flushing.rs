@@ -283,7 +283,7 @@ fn flush_of_the_records_of_a_trace_waits_for_no_others() {
     let waits = logs.telemetry.flush_trace(hung);
     gate.open();
     assert_eq!(soon(waits), Ok(()));
-    assert_eq!(logs.flush().is_err(), true, "everything that was lost");
+    assert!(logs.flush().is_err(), "everything that was lost");
 }
 
 /// Scenario: an export of records does not end in time, as a future and on its thread, with one slot.
@@ -387,6 +387,6 @@ fn flush_of_all_signals_waits_for_all_exporters_and_says_what_any_said() {
         dropped: 0,
     };
     assert_eq!(soon(handle.flush()), Err(lost));
-    assert_eq!(soon(telemetry.shutdown(SOON)).is_err(), true, "disk full");
+    assert!(soon(telemetry.shutdown(SOON)).is_err(), "disk full");
     assert_eq!(soon(handle.flush()), Err(FlushError::AlreadyShutdown));
 }

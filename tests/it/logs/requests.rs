@@ -287,11 +287,7 @@ fn exporter_gets_the_record_its_scope_and_the_resource() {
         .with_log_processor(processor)
         .build();
     assert_eq!(exporter.resource(), Some(resource));
-    assert_eq!(
-        world.exporter.resource().is_some(),
-        true,
-        "of spans: its own"
-    );
+    assert!(world.exporter.resource().is_some(), "of spans: its own");
 
     let scope = InstrumentationScope::builder("scope")
         .with_version("7")
@@ -626,7 +622,9 @@ fn record_that_is_given_ids_belongs_to_what_it_names() {
             "of a trace, but no span that is known",
         );
     }
-    [&child, &named, &around].map(|cx| logs.world.end(cx));
+    for cx in [&child, &named, &around] {
+        logs.world.end(cx);
+    }
     logs.flush().unwrap();
     logs.assert_left("of another", Some(Tenant(1)), None);
     logs.assert_names("of another", &child);

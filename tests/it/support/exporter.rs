@@ -60,9 +60,9 @@ type Hook<T> = Arc<dyn Fn(&[T]) + Send + Sync>;
 type Answer = Arc<dyn Fn() -> OTelSdkResult + Send + Sync>;
 
 /// Of spans.
-pub(crate) type Recorder = Scripted<SpanData>;
-pub(crate) type LogRecorder = Scripted<Logged>;
-pub(crate) type MetricRecorder = Scripted<Point>;
+pub(crate) type Recorder = OfSignal<SpanData>;
+pub(crate) type LogRecorder = OfSignal<Logged>;
+pub(crate) type MetricRecorder = OfSignal<Point>;
 
 /// A log record, as an exporter gets it.
 #[derive(Clone, Debug)]
@@ -81,9 +81,9 @@ pub(crate) struct Point {
 }
 
 /// Clones share everything.
-pub(crate) struct Scripted<T>(Arc<Inner<T>>);
+pub(crate) struct OfSignal<T>(Arc<Inner<T>>);
 
-impl<T> Clone for Scripted<T> {
+impl<T> Clone for OfSignal<T> {
     fn clone(&self) -> Self {
         Self(self.0.clone())
     }
@@ -127,7 +127,7 @@ impl<T> Default for State<T> {
     }
 }
 
-impl<T: Clone + Send + Sync + 'static> Scripted<T> {
+impl<T: Clone + Send + Sync + 'static> OfSignal<T> {
     /// Takes everything.
     pub(crate) fn new() -> Self {
         Self::scripted(|_| Act::Take)
@@ -331,10 +331,10 @@ pub(crate) fn late_mark(span: &SpanData) -> Option<String> {
         })
 }
 
-struct Running<T: Clone + Send + Sync + 'static>(Scripted<T>);
+struct Running<T: Clone + Send + Sync + 'static>(OfSignal<T>);
 
 impl<T: Clone + Send + Sync + 'static> Running<T> {
-    fn new(recorder: &Scripted<T>) -> Self {
+    fn new(recorder: &OfSignal<T>) -> Self {
         let mut state = recorder.state();
         state.entered += 1;
         state.running += 1;
@@ -350,7 +350,7 @@ impl<T: Clone + Send + Sync + 'static> Drop for Running<T> {
     }
 }
 
-impl<T: Clone + Send + Sync + 'static> Scripted<T> {
+impl<T: Clone + Send + Sync + 'static> OfSignal<T> {
     fn take(&self, batch: Vec<T>) -> impl Future<Output = OTelSdkResult> + Send + use<T> {
         let running = Running::new(self);
         let act = (self.0.script)(&batch);
@@ -528,9 +528,9 @@ fn points(metrics: &ResourceMetrics) -> Vec<Point> {
     metrics.flat_map(of_metric).collect()
 }
 
-impl<T> fmt::Debug for Scripted<T> {
+impl<T> fmt::Debug for OfSignal<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Scripted")
+        f.write_str("Recorder")
     }
 }
 
