@@ -62,12 +62,15 @@ impl Signals {
         Self(1 << signal as u8)
     }
 
+    #[cfg(not(target_family = "wasm"))]
     pub(crate) const NONE: Self = Self(0);
 
+    #[cfg(not(target_family = "wasm"))]
     pub(crate) const fn with(self, signal: Signal) -> Self {
         Self(self.0 | Self::of(signal).0)
     }
 
+    #[cfg(not(target_family = "wasm"))]
     pub(crate) const fn without(self, signal: Signal) -> Self {
         Self(self.0 & !Self::of(signal).0)
     }
