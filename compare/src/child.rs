@@ -5,7 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::contestant::{Caller, Contestant, Failed};
-use crate::protocol::{Account, Done, Line};
+use crate::protocol::{Done, Line};
 use crate::scenario::{Ending, Scenario, Size, Traffic};
 use crate::service::{Said, Service, ended, held_up_ms};
 
@@ -17,7 +17,7 @@ pub(crate) fn run(
     scenario: &Scenario,
     contestant: Contestant,
     size: Size,
-    traces_url: &str,
+    url: &str,
 ) -> Result<(), Failed> {
     thread::spawn(|| {
         loop {
@@ -27,7 +27,7 @@ pub(crate) fn run(
     });
     match scenario.traffic {
         Traffic::Threads(traffic) => {
-            let service = Service::start(contestant, Caller::Threads, traces_url)?;
+            let service = Service::start(contestant, Caller::Threads, scenario.signal, url)?;
             let said = traffic(&service, size);
             end(&service, said, scenario.ending);
         }
@@ -36,7 +36,8 @@ pub(crate) fn run(
                 .enable_all()
                 .build()?;
             runtime.block_on(async {
-                let service = Service::start(contestant, Caller::CurrentThread, traces_url)?;
+                let service =
+                    Service::start(contestant, Caller::CurrentThread, scenario.signal, url)?;
                 let said = traffic(&service, size).await;
                 end(&service, said, scenario.ending);
                 Ok::<(), Failed>(())
@@ -47,15 +48,12 @@ pub(crate) fn run(
 }
 
 fn end(service: &Service, said: Said, ending: Ending) {
-    let account = service.stats().map(|stats| Account {
-        lost: stats.failed + stats.dropped.total(),
-        late: stats.late.total(),
-    });
     let done = Done {
         ended: ended(),
         held_up_ms: held_up_ms(),
+        grown_bytes: service.grown_bytes(),
         said,
-        account,
+        account: service.account(),
     };
     Line::Done(done).say();
     if ending == Ending::Stay {

@@ -5,12 +5,17 @@ use std::thread;
 use std::time::Duration;
 
 use opentelemetry_http::HttpClient;
-use opentelemetry_otlp::{SpanExporter, WithExportConfig as _, WithHttpConfig as _};
+use opentelemetry_otlp::{LogExporter, SpanExporter, WithExportConfig as _, WithHttpConfig as _};
 use opentelemetry_otlp_direct::{DirectExporter, TokenClient};
 use opentelemetry_per_request::{Config, Handle, PerRequestSpanProcessor};
+use opentelemetry_sdk::error::OTelSdkResult;
+use opentelemetry_sdk::logs::{
+    BatchLogProcessor, SdkLoggerProvider, SimpleLogProcessor,
+    log_processor_with_async_runtime::BatchLogProcessor as AsyncBatchLogProcessor,
+};
 use opentelemetry_sdk::runtime::{Tokio, TokioCurrentThread};
 use opentelemetry_sdk::trace::{
-    BatchSpanProcessor, SdkTracerProvider, SimpleSpanProcessor, TracerProviderBuilder,
+    BatchSpanProcessor, SdkTracerProvider, SimpleSpanProcessor, SpanData, TracerProviderBuilder,
     span_processor_with_async_runtime::BatchSpanProcessor as AsyncBatchSpanProcessor,
 };
 use tokio::runtime::Runtime;
@@ -20,7 +25,14 @@ const CLIENT_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(crate) type Failed = Box<dyn std::error::Error + Send + Sync>;
 
-/// A span processor with an exporter and an HTTP client.
+/// What a scenario is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Signal {
+    Spans,
+    Logs,
+}
+
+/// A processor of spans, or of log records, with an exporter and an HTTP client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Contestant {
     /// The SDK's, with reqwest's blocking client.
@@ -48,14 +60,51 @@ pub(crate) enum Caller {
     CurrentThread,
 }
 
-/// A provider with a contestant in it.
+/// Providers, of which the one of the scenario's signal has a contestant in it.
 #[derive(Debug)]
 pub(crate) struct Installed {
-    pub(crate) provider: SdkTracerProvider,
+    pub(crate) tracers: SdkTracerProvider,
+    pub(crate) loggers: SdkLoggerProvider,
     /// Ours has one.
     pub(crate) handle: Option<Handle>,
     /// What the processor runs on, if it needs one of the caller's.
     _runtime: Option<Runtime>,
+}
+
+impl Signal {
+    /// As in URLs.
+    pub(crate) fn path(self) -> &'static str {
+        match self {
+            Self::Spans => "/v1/traces",
+            Self::Logs => "/v1/logs",
+        }
+    }
+
+    /// What its items are called.
+    pub(crate) fn items(self) -> &'static str {
+        match self {
+            Self::Spans => "spans",
+            Self::Logs => "log records",
+        }
+    }
+
+    /// What becomes of them in a service.
+    pub(crate) fn ended(self) -> &'static str {
+        match self {
+            Self::Spans => "ended",
+            Self::Logs => "emitted",
+        }
+    }
+}
+
+/// Takes spans, and sends them nowhere.
+#[derive(Debug)]
+struct Nowhere;
+
+impl opentelemetry_sdk::trace::SpanExporter for Nowhere {
+    async fn export(&self, _batch: Vec<SpanData>) -> OTelSdkResult {
+        Ok(())
+    }
 }
 
 impl Contestant {
@@ -109,20 +158,43 @@ impl Contestant {
         Self::OURS.contains(&self)
     }
 
-    /// Sets it up. A current-thread runtime has to be entered by then.
+    /// Sets it up, to send to this URL. A current-thread runtime has to be entered by then.
     pub(crate) fn install(
         self,
         caller: Caller,
+        signal: Signal,
         builder: TracerProviderBuilder,
-        traces_url: &str,
+        url: &str,
     ) -> Result<Installed, Failed> {
         let runtime = match (self, caller) {
             (Self::AsyncBatch, Caller::Threads) => Some(Runtime::new()?),
             _ => None,
         };
         let _entered = runtime.as_ref().map(Runtime::enter);
-        let blocking = || otlp(blocking_client()?, traces_url);
-        let asynchronous = || otlp(async_client()?, traces_url);
+        let (tracers, loggers, handle) = match signal {
+            Signal::Spans => {
+                let (tracers, handle) = self.install_spans(caller, builder, url)?;
+                (tracers, SdkLoggerProvider::builder().build(), handle)
+            }
+            Signal::Logs => self.install_logs(builder, url)?,
+        };
+        drop(_entered);
+        Ok(Installed {
+            tracers,
+            loggers,
+            handle,
+            _runtime: runtime,
+        })
+    }
+
+    fn install_spans(
+        self,
+        caller: Caller,
+        builder: TracerProviderBuilder,
+        url: &str,
+    ) -> Result<(SdkTracerProvider, Option<Handle>), Failed> {
+        let blocking = || otlp_spans(blocking_client()?, url);
+        let asynchronous = || otlp_spans(async_client()?, url);
         let mut handle = None;
         let builder = match self {
             Self::Simple => builder.with_span_processor(SimpleSpanProcessor::new(blocking()?)),
@@ -143,7 +215,7 @@ impl Contestant {
                     Self::PerRequest => PerRequestSpanProcessor::builder(asynchronous()?),
                     _ => PerRequestSpanProcessor::builder(
                         DirectExporter::builder()
-                            .with_traces_endpoint(traces_url)
+                            .with_traces_endpoint(url)
                             .build()?,
                     ),
                 };
@@ -152,21 +224,61 @@ impl Contestant {
                 builder.with_span_processor(ours)
             }
         };
-        let provider = builder.build();
-        drop(_entered);
-        Ok(Installed {
-            provider,
-            handle,
-            _runtime: runtime,
-        })
+        Ok((builder.build(), handle))
+    }
+
+    /// Spans are there, because records belong to them, and are sent nowhere.
+    fn install_logs(
+        self,
+        tracers: TracerProviderBuilder,
+        url: &str,
+    ) -> Result<(SdkTracerProvider, SdkLoggerProvider, Option<Handle>), Failed> {
+        let blocking = || otlp_logs(blocking_client()?, url);
+        let asynchronous = || otlp_logs(async_client()?, url);
+        let builder = SdkLoggerProvider::builder();
+        let builder = match self {
+            Self::Simple => builder.with_log_processor(SimpleLogProcessor::new(blocking()?)),
+            Self::SimpleAsync => {
+                builder.with_log_processor(SimpleLogProcessor::new(asynchronous()?))
+            }
+            Self::Batch => {
+                builder.with_log_processor(BatchLogProcessor::builder(blocking()?).build())
+            }
+            Self::AsyncBatch | Self::AsyncBatchOfCaller => builder.with_log_processor(
+                AsyncBatchLogProcessor::builder(asynchronous()?, Tokio).build(),
+            ),
+            Self::PerRequest | Self::PerRequestDirect => {
+                let spans = PerRequestSpanProcessor::builder(Nowhere);
+                let spans = spans.with_config(Config::default()).build()?;
+                let logs = match self {
+                    Self::PerRequest => spans.log_processor(asynchronous()?)?,
+                    _ => {
+                        let direct = DirectExporter::builder().with_logs_endpoint(url);
+                        spans.log_processor(direct.build()?)?
+                    }
+                };
+                let handle = Some(logs.handle());
+                let loggers = builder.with_log_processor(logs).build();
+                return Ok((tracers.with_span_processor(spans).build(), loggers, handle));
+            }
+        };
+        Ok((tracers.build(), builder.build(), None))
     }
 }
 
-fn otlp(client: impl HttpClient + 'static, traces_url: &str) -> Result<SpanExporter, Failed> {
+fn otlp_spans(client: impl HttpClient + 'static, url: &str) -> Result<SpanExporter, Failed> {
     Ok(SpanExporter::builder()
         .with_http()
         .with_http_client(TokenClient::new(client))
-        .with_endpoint(traces_url)
+        .with_endpoint(url)
+        .build()?)
+}
+
+fn otlp_logs(client: impl HttpClient + 'static, url: &str) -> Result<LogExporter, Failed> {
+    Ok(LogExporter::builder()
+        .with_http()
+        .with_http_client(TokenClient::new(client))
+        .with_endpoint(url)
         .build()?)
 }
 

@@ -1,4 +1,4 @@
-//! `cargo xtask compare`: the SDK's span processors and ours in the same scenarios, in one run.
+//! `cargo xtask compare`: the SDK's processors of spans and log records and ours in the same scenarios, in one run.
 //!
 //! It judges nobody but ours: it fails if one of our promises was broken.
 
@@ -47,8 +47,8 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let result = match arguments.as_slice() {
-        [CHILD, scenario, contestant, size, traces_url] => {
-            be_child(scenario, contestant, size, traces_url).map(|()| true)
+        [CHILD, scenario, contestant, size, url] => {
+            be_child(scenario, contestant, size, url).map(|()| true)
         }
         _ => wanted(&arguments)
             .map_err(Failed::from)
@@ -95,13 +95,13 @@ fn named(name: &str) -> Result<&'static Scenario, String> {
     })
 }
 
-fn be_child(scenario: &str, contestant: &str, size: &str, traces_url: &str) -> Result<(), Failed> {
+fn be_child(scenario: &str, contestant: &str, size: &str, url: &str) -> Result<(), Failed> {
     let contestant = Contestant::ALL
         .into_iter()
         .find(|known| known.key() == contestant)
         .ok_or("no such contestant")?;
     let size = Size::named(size).ok_or("no such size")?;
-    child::run(named(scenario)?, contestant, size, traces_url)
+    child::run(named(scenario)?, contestant, size, url)
 }
 
 /// Whether ours kept its promises.

@@ -2,22 +2,26 @@
 
 use std::collections::HashMap;
 
-use demo::receiver::Received;
-use opentelemetry_per_request::DEFAULT_MAX_PENDING_SPANS;
+use demo::receiver::{Received, ReceivedLog};
+use opentelemetry_per_request::{DEFAULT_MAX_PENDING_LOGS, DEFAULT_MAX_PENDING_SPANS};
 use serde::Serialize;
 
-use crate::contestant::Contestant;
+use crate::contestant::{Contestant, Signal};
 use crate::protocol::Done;
 use crate::scenario::{Allowance, Scenario};
-use crate::service::TENANT;
+use crate::service::{NUMBER, TENANT};
 
-/// A span as it arrived. Times are in nanoseconds since the epoch.
+/// What a hung collector may cost ours: the most items that may be pending, a kilobyte for each, and as much again for
+/// whatever else goes on.
+const MOST_GROWN: u64 = 2 * DEFAULT_MAX_PENDING_LOGS as u64 * 1024;
+
+/// A span or a log record as it arrived. Times are in nanoseconds since the epoch.
 #[derive(Clone, Debug)]
 pub(crate) struct Arrival {
-    /// Distinguishes the spans of a run.
+    /// Tells those of a run apart.
     id: Vec<u8>,
     sampled: bool,
-    /// Whose span it is.
+    /// Whose it is.
     tenant: String,
     /// Under whose token it came. Empty if there was none.
     token: String,
@@ -45,6 +49,21 @@ impl From<Received> for Arrival {
     }
 }
 
+/// All of them count, whether their trace is sampled or not.
+impl From<ReceivedLog> for Arrival {
+    fn from(received: ReceivedLog) -> Self {
+        let text = |key| received.attribute(key).unwrap_or_default().to_owned();
+        Self {
+            id: text(NUMBER).into_bytes(),
+            sampled: true,
+            tenant: text(TENANT),
+            ended: received.logged(),
+            token: received.token,
+            arrived: received.arrived,
+        }
+    }
+}
+
 /// How the child process came to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -61,13 +80,13 @@ pub(crate) enum End {
 #[derive(Debug)]
 pub(crate) struct Run {
     pub(crate) end: End,
-    /// Sampled spans, as far as it has said.
+    /// Sampled spans or log records, as far as it has said.
     pub(crate) ended: u64,
     pub(crate) done: Option<Done>,
     pub(crate) arrivals: Vec<Arrival>,
 }
 
-/// One row of the table.
+/// One row of the table. Its words are those of spans; in a scenario of log records it is about those.
 #[derive(Debug, Serialize)]
 pub(crate) struct Outcome {
     pub(crate) scenario: &'static str,
@@ -94,6 +113,12 @@ pub(crate) struct Outcome {
     /// Losses and late spans that ours has counted.
     pub(crate) counted_lost: Option<u64>,
     pub(crate) counted_late: Option<u64>,
+    /// What ours still had in it, and may be lost or not.
+    pub(crate) counted_pending: Option<u64>,
+    /// How much more memory the process had at most than before the traffic.
+    pub(crate) grown_bytes: Option<u64>,
+    #[serde(rename = "signal", serialize_with = "items")]
+    signal: Signal,
 }
 
 /// What a flush or shutdown said, beside what was so.
@@ -108,6 +133,10 @@ pub(crate) struct Flush {
 
 fn key<S: serde::Serializer>(contestant: &Contestant, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(contestant.key())
+}
+
+fn items<S: serde::Serializer>(signal: &Signal, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(signal.items())
 }
 
 impl Flush {
@@ -165,6 +194,9 @@ impl Outcome {
             flush,
             counted_lost: account.map(|account| account.lost),
             counted_late: account.map(|account| account.late),
+            counted_pending: account.map(|account| account.pending),
+            grown_bytes: run.done.as_ref().and_then(|done| done.grown_bytes),
+            signal: scenario.signal,
         }
     }
 
@@ -173,34 +205,47 @@ impl Outcome {
         let lost = self.ended.saturating_sub(self.arrived);
         let extra = self.arrived.saturating_sub(self.ended);
         let late = self.counted_late.unwrap_or_default();
+        let bound = match self.signal {
+            Signal::Spans => DEFAULT_MAX_PENDING_SPANS,
+            Signal::Logs => DEFAULT_MAX_PENDING_LOGS,
+        };
         let may_lose = match allowance {
-            Allowance::Overflow => self.ended > DEFAULT_MAX_PENDING_SPANS as u64,
+            Allowance::Overflow => self.ended > bound as u64,
             Allowance::RetriesOfOtlp => self.contestant == Contestant::PerRequest,
+            Allowance::Hung => true,
             Allowance::Nothing | Allowance::NoTokenIfLate => false,
         };
         let may_lack_tokens = match allowance {
             Allowance::NoTokenIfLate => late,
             _ => 0,
         };
+        // What is pending may be lost in the end, and what is lost may have been counted before it arrived.
+        let pending = self.counted_pending.unwrap_or_default();
+        let counts = |counted: u64| {
+            let too_much = counted > lost && allowance != Allowance::RetriesOfOtlp;
+            lost <= counted + pending && !too_much
+        };
         let flush = self.flush.as_ref();
+        let items = self.signal.items();
         let broken = [
             (self.end != End::Done, format!("it ended as {:?}", self.end)),
-            (self.ended == 0, "no span ended".to_owned()),
-            (lost > 0 && !may_lose, format!("{lost} spans are lost")),
+            (self.ended == 0, format!("no {items}")),
+            (lost > 0 && !may_lose, format!("{lost} {items} are lost")),
             (
-                self.counted_lost.is_none_or(|counted| {
-                    counted < lost || counted > lost && allowance != Allowance::RetriesOfOtlp
-                }),
+                !self.counted_lost.is_some_and(counts),
                 format!(
-                    "{lost} spans are lost, and it counts {:?}",
+                    "{lost} {items} are lost, and it counts {:?}, and {pending} pending",
                     self.counted_lost
                 ),
             ),
-            (extra > 0, format!("{extra} spans arrived that never ended")),
+            (
+                extra > 0,
+                format!("{extra} {items} arrived that never ended"),
+            ),
             (
                 self.foreign_token > 0,
                 format!(
-                    "{} spans came under another tenant's token",
+                    "{} {items} came under another tenant's token",
                     self.foreign_token
                 ),
             ),
@@ -210,15 +255,23 @@ impl Outcome {
             ),
             (
                 self.no_token != may_lack_tokens,
-                format!("{} spans came under no token", self.no_token),
+                format!("{} {items} came under no token", self.no_token),
             ),
             (
                 self.unsampled_arrived > 0,
-                format!("{} unsampled spans arrived", self.unsampled_arrived),
+                format!("{} unsampled {items} arrived", self.unsampled_arrived),
             ),
             (
                 flush.is_some_and(|flush| !flush.is_true()),
                 format!("the flush did not tell the truth: {flush:?}"),
+            ),
+            (
+                allowance == Allowance::Hung
+                    && (pending > bound as u64 || self.grown_bytes > Some(MOST_GROWN)),
+                format!(
+                    "a hung collector costs {:?} bytes, with {pending} {items} pending",
+                    self.grown_bytes
+                ),
             ),
         ];
         let broken = broken.into_iter().filter(|(is_broken, _)| *is_broken);
@@ -261,8 +314,13 @@ mod tests {
         let done = Done {
             ended,
             held_up_ms: 0.0,
+            grown_bytes: None,
             said,
-            account: Some(Account { lost: 0, late: 0 }),
+            account: Some(Account {
+                lost: 0,
+                pending: 0,
+                late: 0,
+            }),
         };
         let run = Run {
             end: End::Done,

@@ -8,7 +8,7 @@ use crate::service::Said;
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Line {
-    /// So many sampled spans have begun to end.
+    /// So many sampled spans have begun to end, or log records to be emitted.
     Ended(u64),
     /// The collector is to go down now, and to come back after so many milliseconds.
     CollectorDown(u64),
@@ -21,15 +21,19 @@ pub(crate) enum Line {
 pub(crate) struct Done {
     pub(crate) ended: u64,
     pub(crate) held_up_ms: f64,
+    /// How much more memory the process had at most than before the traffic. None where the system does not say.
+    pub(crate) grown_bytes: Option<u64>,
     pub(crate) said: Said,
     /// What ours counts.
     pub(crate) account: Option<Account>,
 }
 
-/// Losses and late spans, as ours counts them.
+/// Losses and late items, as ours counts them.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Account {
     pub(crate) lost: u64,
+    /// What is still inside of it, and may be lost or not.
+    pub(crate) pending: u64,
     pub(crate) late: u64,
 }
 

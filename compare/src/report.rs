@@ -29,6 +29,11 @@ spans that came under another tenant's token, or under none. A service that has 
 then these two columns do not concern it. *p50* and *p99* are the time from a span's end until it arrived; the flush at the end cuts \
 it short for those who wait. *held up* is what starting and ending spans took the threads of the service together. *true?* says whether Ok meant \
 that everything had arrived when the flush returned, and an error that something had not.
+
+The scenarios of log records come last. *simple*, *batch* and *async-runtime batch* are the SDK's log processors there \
+(`log_processor_with_async_runtime::BatchLogProcessor` is the last), and all that is said of spans is said of records: \
+*emitted* takes the place of *ended*. Each request has a span, which is sent nowhere. *memory MB* is how much more the \
+process had at most than before the traffic.
 ";
 
 pub(crate) fn heading() -> String {
@@ -53,21 +58,27 @@ fn version(package: &str) -> &'static str {
 
 /// The table of one scenario.
 pub(crate) fn table(scenario: &Scenario, outcomes: &[Outcome]) -> String {
+    let (memory, line) = match scenario.weighs {
+        true => (" memory MB |", "---:|"),
+        false => ("", ""),
+    };
     let mut table = format!(
         "### {}\n\n{}\n\n\
-         | processor | ended | arrived | foreign | none | p50 ms | p99 ms | held up s | flush | true? |\n\
-         |---|---:|---:|---:|---:|---:|---:|---:|---|---|\n",
-        scenario.title, scenario.what
+         | processor | {} | arrived | foreign | none | p50 ms | p99 ms | held up s |{memory} flush | true? |\n\
+         |---|---:|---:|---:|---:|---:|---:|---:|{line}---|---|\n",
+        scenario.title,
+        scenario.what,
+        scenario.signal.ended(),
     );
     for outcome in outcomes {
         // Writing to a string does not fail.
-        let _ = writeln!(table, "{}", row(outcome));
+        let _ = writeln!(table, "{}", row(scenario, outcome));
     }
     let _ = writeln!(table, "\n{}", scenario.why);
     table
 }
 
-fn row(outcome: &Outcome) -> String {
+fn row(scenario: &Scenario, outcome: &Outcome) -> String {
     let number = |value: Option<f64>, digits| {
         value.map_or("–".to_owned(), |value| format!("{value:.digits$}"))
     };
@@ -83,8 +94,13 @@ fn row(outcome: &Outcome) -> String {
         (None, End::Hung) => ("hung".to_owned(), "–".to_owned()),
         (None, _) => ("ended without a word".to_owned(), "–".to_owned()),
     };
+    let grown = outcome.grown_bytes.map(|bytes| bytes as f64 / 1e6);
+    let memory = match scenario.weighs {
+        true => format!(" {} |", number(grown, 0)),
+        false => String::new(),
+    };
     format!(
-        "| {} | {} | {arrived} | {} | {} | {} | {} | {} | {said} | {truth} |",
+        "| {} | {} | {arrived} | {} | {} | {} | {} | {} |{memory} {said} | {truth} |",
         outcome.contestant.name(),
         outcome.ended,
         outcome.foreign_token,

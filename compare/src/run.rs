@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use demo::receiver::Receiver;
 
 use crate::CHILD;
-use crate::contestant::Contestant;
+use crate::contestant::{Contestant, Signal};
 use crate::outcome::{Arrival, End, Outcome, Run};
 use crate::protocol::{Done, Line};
 use crate::scenario::{Scenario, Size};
@@ -34,7 +34,7 @@ pub(crate) fn run(scenario: &Scenario, contestant: Contestant, size: Size) -> io
     let collector = Receiver::slow_http(scenario.answer_after)?;
     let mut child = Command::new(std::env::current_exe()?)
         .args([CHILD, scenario.name, contestant.key(), size.name()])
-        .arg(format!("{}/v1/traces", collector.endpoint()))
+        .arg(collector.endpoint() + scenario.signal.path())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()?;
@@ -54,14 +54,21 @@ pub(crate) fn run(scenario: &Scenario, contestant: Contestant, size: Size) -> io
     // It may be gone already.
     let _ = contest.child.kill();
     contest.child.wait()?;
-    let arrivals = contest.collector.received().into_iter();
+    let arrivals = match scenario.signal {
+        Signal::Spans => all_of(contest.collector.received()),
+        Signal::Logs => all_of(contest.collector.logs()),
+    };
     let run = Run {
         end,
         ended: contest.ended,
         done,
-        arrivals: arrivals.map(Arrival::from).collect(),
+        arrivals,
     };
     Ok(Outcome::new(scenario, contestant, run))
+}
+
+fn all_of<T: Into<Arrival>>(received: Vec<T>) -> Vec<Arrival> {
+    received.into_iter().map(T::into).collect()
 }
 
 fn listen(child: &mut Child) -> io::Result<mpsc::Receiver<Line>> {
@@ -96,7 +103,7 @@ impl Contest<'_> {
             }
             let next = self.back_at.map_or(deadline, |at| at.min(deadline));
             match self.lines.recv_timeout(next - now) {
-                Ok(Line::Ended(spans)) => self.ended = spans,
+                Ok(Line::Ended(items)) => self.ended = items,
                 Ok(Line::CollectorDown(millis)) => {
                     self.collector.down();
                     self.back_at = Some(Instant::now() + Duration::from_millis(millis));
@@ -110,12 +117,16 @@ impl Contest<'_> {
 
     /// Waits as long as something may still arrive. What a flush has missed is not lost yet.
     fn wait_for_the_rest(&self, ended: u64) {
-        let mut last = (self.collector.count(), Instant::now());
+        let count = || match self.scenario.signal {
+            Signal::Spans => self.collector.count(),
+            Signal::Logs => self.collector.count_logs(),
+        };
+        let mut last = (count(), Instant::now());
         while (last.0 as u64) < ended && last.1.elapsed() < QUIET {
             thread::sleep(POLL);
-            let count = self.collector.count();
-            if count != last.0 {
-                last = (count, Instant::now());
+            let now = count();
+            if now != last.0 {
+                last = (now, Instant::now());
             }
         }
     }

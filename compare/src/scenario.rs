@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use opentelemetry::Context;
 
-use crate::contestant::Contestant;
+use crate::contestant::{Contestant, Signal};
 use crate::protocol::Line;
 use crate::service::{Said, Service, sleep_until};
 
@@ -62,12 +62,14 @@ pub(crate) enum Ending {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Allowance {
     Nothing,
-    /// More spans end than `max_pending_spans`.
+    /// More spans end than `max_pending_spans`, or more log records are emitted than `max_pending_logs`.
     Overflow,
     /// The retries of `opentelemetry-otlp` end before the outage does.
     RetriesOfOtlp,
     /// More requests are open than `max_traces`: late spans have no token.
     NoTokenIfLate,
+    /// The collector never answers.
+    Hung,
 }
 
 #[derive(Debug)]
@@ -78,6 +80,7 @@ pub(crate) struct Scenario {
     pub(crate) what: &'static str,
     /// Why the contestants get what they get.
     pub(crate) why: &'static str,
+    pub(crate) signal: Signal,
     pub(crate) contestants: &'static [Contestant],
     /// What the collector takes for each answer.
     pub(crate) answer_after: Duration,
@@ -86,6 +89,8 @@ pub(crate) struct Scenario {
     /// Who takes longer hangs.
     pub(crate) limit: Duration,
     pub(crate) allowance: Allowance,
+    /// Whether its table says how much memory it took.
+    pub(crate) weighs: bool,
 }
 
 const ORDINARY: Scenario = Scenario {
@@ -93,15 +98,26 @@ const ORDINARY: Scenario = Scenario {
     title: "",
     what: "",
     why: "",
+    signal: Signal::Spans,
     contestants: &Contestant::MAIN,
     answer_after: Duration::ZERO,
     traffic: Traffic::Threads(two_tenants),
     ending: Ending::Stay,
     limit: Duration::from_secs(40),
     allowance: Allowance::Nothing,
+    weighs: false,
 };
 
-pub(crate) static SCENARIOS: [Scenario; 11] = [
+const OF_LOGS: Scenario = Scenario {
+    signal: Signal::Logs,
+    traffic: Traffic::Threads(logs_of_two_tenants),
+    ..ORDINARY
+};
+
+/// Nobody waits so long.
+const NEVER: Duration = Duration::from_secs(24 * 3600);
+
+pub(crate) static SCENARIOS: [Scenario; 15] = [
     Scenario {
         name: "long-running-children",
         title: "Long-running children",
@@ -236,6 +252,60 @@ pub(crate) static SCENARIOS: [Scenario; 11] = [
         traffic: Traffic::Threads(too_many_open),
         allowance: Allowance::NoTokenIfLate,
         ..ORDINARY
+    },
+    Scenario {
+        name: "logs-burst",
+        title: "Log records: burst over the queue size",
+        what: "4 threads emit 20,000 records (4,000 requests of 5) as fast as they can. Then a flush.",
+        why: "The batch processor's queue holds 2,048 records; it drops the rest, and its flush does not mention it. The \
+              async-runtime one has the same bound; its flush goes through the queue, and fails if it finds that full. The \
+              simple one has no queue: each record waits for its own HTTP request on the service's thread. Ours holds \
+              16,384 records (`max_pending_logs`), which two cores do not empty while four threads fill it, so it drops \
+              records here as well; its flush says that.",
+        traffic: Traffic::Threads(logs_burst),
+        allowance: Allowance::Overflow,
+        ..OF_LOGS
+    },
+    Scenario {
+        name: "logs-hung-collector",
+        title: "Log records: hung collector",
+        what: "The collector takes requests and never answers. 4 threads emit 100,000 records (10,000 requests of 10) as fast \
+               as they can. Then `provider.shutdown_with_timeout`, with 2 s.",
+        why: "The simple processor waits for the collector at each record, and lets no other thread emit one meanwhile: the \
+              service stands still. The batch processors keep 2,048 records and those of the export under way, and drop the \
+              rest; the async-runtime one cannot even be told to shut down while its queue is full. Ours keeps 16,384 \
+              records, 20 exports of them under way, and counts what it drops as `queue_full`. Nobody but the simple one \
+              holds up the service, and the memory of nobody grows with the number of records.",
+        answer_after: NEVER,
+        traffic: Traffic::Threads(logs_hung),
+        limit: Duration::from_secs(20),
+        allowance: Allowance::Hung,
+        weighs: true,
+        ..OF_LOGS
+    },
+    Scenario {
+        name: "logs-two-tenants",
+        title: "Log records: two tenants",
+        what: "2,000 requests of 3 records over 5 s, for two tenants in turns. Each thread works on two requests at a time, as \
+               an async service does. One record of each request is emitted while the other request's context is current, \
+               and names its span itself, as one does that an appender has queued. Then a flush.",
+        why: "The batch processors have no token at all at export. The simple one exports under the context that is \
+              current where a record is emitted, which need not be that of its request: a third of the records goes out \
+              under the other tenant's token. Ours exports under the context that the request of the record's span \
+              started in.",
+        ..OF_LOGS
+    },
+    Scenario {
+        name: "logs-shutdown",
+        title: "Log records: shutdown with exports in flight",
+        what: "The collector takes 300 ms for each answer. 40 requests of 3 records a second for 1.5 s, then \
+               `provider.shutdown()` while exports are in flight, and exit.",
+        why: "The batch processors export the rest and wait for it. The simple one has nothing in flight, because it has \
+              made the service wait for each record. Ours waits for all of its exports.",
+        answer_after: Duration::from_millis(300),
+        traffic: Traffic::Threads(logs_shutdown),
+        ending: Ending::Exit,
+        ..OF_LOGS
     },
 ];
 
@@ -381,4 +451,51 @@ fn too_many_open(service: &Service, size: Size) -> Said {
         }
     }
     service.flush()
+}
+
+fn logs_burst(service: &Service, size: Size) -> Said {
+    logging(service, size.of(1_000, 400), 5);
+    service.flush()
+}
+
+fn logs_hung(service: &Service, size: Size) -> Said {
+    logging(service, size.of(2_500, 1_000), 10);
+    service.shut_down_within(Duration::from_secs(2))
+}
+
+/// Requests of so many lines, from four threads and as fast as they can.
+fn logging(service: &Service, requests: usize, lines: usize) {
+    thread::scope(|scope| {
+        for number in 0..4 {
+            scope.spawn(move || {
+                let cx = service.arriving(number);
+                (0..requests).for_each(|_| service.logging_request(&cx, lines));
+            });
+        }
+    });
+}
+
+fn logs_of_two_tenants(service: &Service, size: Size) -> Said {
+    let duration = Duration::from_millis(size.of(5_000, 1_000));
+    service.requests(200, duration, |number| {
+        let [one, other] =
+            [0, 1].map(|offset| service.start_span("request", &service.arriving(number + offset)));
+        service.log(&one);
+        service.log(&other);
+        service.log_elsewhere(&one, &other);
+        service.log_elsewhere(&other, &one);
+        service.log(&one);
+        service.log(&other);
+        service.end_span(&one);
+        service.end_span(&other);
+    });
+    service.flush()
+}
+
+fn logs_shutdown(service: &Service, size: Size) -> Said {
+    let duration = Duration::from_millis(size.of(1_500, 500));
+    service.requests(40, duration, |number| {
+        service.logging_request(&service.arriving(number), 3);
+    });
+    service.shut_down()
 }

@@ -19,13 +19,8 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use demo::receiver::Receiver;
 use futures_util::{StreamExt as _, stream};
-use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_otlp_direct::{DirectExporter, ExportToken};
-use opentelemetry_per_request::server::ServerLayer;
-use opentelemetry_per_request::{
-    Carry as _, PerRequestSpanProcessor, RequestTracer, active_span, in_child,
-};
-use opentelemetry_sdk::trace::SdkTracerProvider;
+use opentelemetry_per_request::{Carry as _, Telemetry, active_span, in_child};
 use tokio::net::TcpListener;
 use tokio::time::{sleep, timeout};
 
@@ -80,14 +75,10 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let exporter = DirectExporter::builder()
         .with_endpoint(collector.endpoint())
         .build()?;
-    let processor = PerRequestSpanProcessor::builder(exporter).build()?;
-    let telemetry = processor.handle();
-    let provider = SdkTracerProvider::builder()
-        .with_span_processor(processor)
-        .build();
+    let telemetry = Telemetry::builder().with_exporter(exporter).build()?;
 
-    let tracer = RequestTracer::new(provider.tracer("example")).with_handle(telemetry.clone());
-    let layer = ServerLayer::new(tracer)
+    let layer = telemetry
+        .server_layer()
         .with_filter(|request| request.uri.path() != "/health")
         .with_request_context(|request, cx| match request.extensions.get() {
             Some(token) => ExportToken::attach_to(token, &cx),
@@ -140,6 +131,6 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     assert_eq!(under("GET /numbers", "token-of-green"), 1);
     assert_eq!(under("make a number", "token-of-green"), 3);
     assert_eq!(telemetry.stats().late.total(), 0);
-    provider.shutdown()?;
+    telemetry.shutdown(Duration::from_secs(5)).await?;
     Ok(())
 }

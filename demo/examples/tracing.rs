@@ -15,11 +15,8 @@ use axum::extract::Path;
 use axum::http::StatusCode;
 use axum::routing::get;
 use demo::receiver::{Received, Receiver};
-use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_otlp_direct::{DirectExporter, ExportToken};
-use opentelemetry_per_request::server::ServerLayer;
-use opentelemetry_per_request::{Carry as _, PerRequestSpanProcessor, RequestTracer};
-use opentelemetry_sdk::trace::SdkTracerProvider;
+use opentelemetry_per_request::{Carry as _, Telemetry};
 use tokio::net::TcpListener;
 use tokio::time::{sleep, timeout};
 use tracing::{Instrument as _, info, info_span, instrument};
@@ -65,25 +62,22 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let exporter = DirectExporter::builder()
         .with_endpoint(collector.endpoint())
         .build()?;
-    let processor = PerRequestSpanProcessor::builder(exporter).build()?;
-    let telemetry = processor.handle();
-    let provider = SdkTracerProvider::builder()
-        .with_span_processor(processor)
-        .build();
-    let tracer = RequestTracer::new(provider.tracer("example")).with_handle(telemetry.clone());
+    let telemetry = Telemetry::builder().with_exporter(exporter).build()?;
 
-    let layer = opentelemetry_per_request::tracing_layer(tracer.clone());
+    let layer = telemetry.tracing_layer();
     let subscriber = tracing_subscriber::registry().with(layer.with_filter(LevelFilter::INFO));
     tracing::subscriber::set_global_default(subscriber)?;
 
-    let server = ServerLayer::new(tracer).with_request_context(|request, cx| {
-        let account = request.headers.get("x-account");
-        let account = account.and_then(|account| account.to_str().ok());
-        match account.map(|account| ExportToken::new(format!("token-of-{account}"))) {
-            Some(Ok(token)) => token.attach_to(&cx),
-            _ => cx,
-        }
-    });
+    let server = telemetry
+        .server_layer()
+        .with_request_context(|request, cx| {
+            let account = request.headers.get("x-account");
+            let account = account.and_then(|account| account.to_str().ok());
+            match account.map(|account| ExportToken::new(format!("token-of-{account}"))) {
+                Some(Ok(token)) => token.attach_to(&cx),
+                _ => cx,
+            }
+        });
     let app = Router::new()
         .route("/orders/{id}", get(order))
         .layer(server);
@@ -140,6 +134,6 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         Some("no such order".to_owned())
     );
     assert_eq!((received.len(), telemetry.stats().late.total()), (8, 0));
-    provider.shutdown()?;
+    telemetry.shutdown(Duration::from_secs(5)).await?;
     Ok(())
 }

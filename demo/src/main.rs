@@ -1,8 +1,9 @@
 //! The main job in one command: `cargo demo`.
 //!
-//! A real HTTP service answers 400 requests, 50 at a time, each with its own token. Its processor keeps 20 traces only, so
-//! traces are evicted while their spans are still open; some spans end long after the response; some requests share one
-//! trace id. A real OTLP receiver in the same process shows what arrived, and under whose token.
+//! A real HTTP service answers 400 requests, 50 at a time, each with its own token. It logs lines in them, and counts and
+//! times them. Its processor keeps 20 traces only, so traces are evicted while their spans are still open; some spans end
+//! long after the response; some requests share one trace id. A real OTLP receiver in the same process shows what arrived of
+//! all three signals, and under whose token.
 
 #![forbid(unsafe_code)]
 // A command-line program talks to its user.
@@ -10,21 +11,30 @@
 
 mod account;
 mod client;
+mod measured;
 mod service;
 mod waterfall;
 
 use std::error::Error;
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use opentelemetry::Context;
-use opentelemetry_otlp_direct::{DirectExporter, ExportToken};
-use opentelemetry_per_request::{Config, Handle, PerRequestSpanProcessor};
+use opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge;
+use opentelemetry_otlp_direct::{DirectExporter, ExportToken, Signal};
+use opentelemetry_per_request::{Config, Telemetry};
 use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::trace::SdkTracerProvider;
+use tracing::{Event, Subscriber};
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{Layer, layer};
 
-use account::Account;
+use account::{Account, Arrived, Made};
 use demo::receiver::Receiver;
 use service::Service;
 
@@ -44,9 +54,9 @@ usage: cargo demo [-- --json]
 
   --json   print the account as one JSON object on the last line, and nothing else
 
-With OTEL_EXPORTER_OTLP_ENDPOINT set, spans are sent to that collector instead of the
-receiver in this process, and what the collector acknowledged takes the place of what
-was received.";
+With OTEL_EXPORTER_OTLP_ENDPOINT set, everything is sent to that collector instead of
+the receiver in this process, and what the collector acknowledged takes the place of
+what was received.";
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -59,12 +69,6 @@ async fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    // The warnings of the processor and the exporter, which a service would see in its log.
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_max_level(tracing_subscriber::filter::LevelFilter::WARN)
-        .init();
     match run(json).await {
         Ok(account) if account.is_clean() => ExitCode::SUCCESS,
         Ok(_) => ExitCode::FAILURE,
@@ -81,12 +85,19 @@ async fn run(json: bool) -> Result<Account, Box<dyn Error>> {
         true => None,
         false => Some(Receiver::http()?),
     };
-    let (provider, telemetry) = install(receiver.as_ref()).await?;
-    let service = Service::start(&provider, telemetry.clone()).await?;
+    let telemetry = {
+        // Settings that are of no use are warned about, too.
+        let subscriber = tracing_subscriber::registry().with(warnings());
+        let _until_there_is_another = tracing::subscriber::set_default(subscriber);
+        install(receiver.as_ref()).await?
+    };
+    let lines = Arc::<AtomicU64>::default();
+    log_through(&telemetry, lines.clone());
+    let service = Service::start(&telemetry).await?;
 
     let on_a_terminal = !json && std::io::stderr().is_terminal();
     let progress = on_a_terminal.then(|| tokio::spawn(progress(telemetry.clone())));
-    let statuses = client::load(service.address(), REQUESTS, CONCURRENCY).await?;
+    let answered = client::load(service.address(), REQUESTS, CONCURRENCY).await?;
     let ended = service.stop().await;
     telemetry
         .flush()
@@ -96,27 +107,25 @@ async fn run(json: bool) -> Result<Account, Box<dyn Error>> {
         .shutdown(SHUTDOWN)
         .await
         .unwrap_or_else(|error| eprintln!("shutdown: {error}"));
-    provider.shutdown()?;
     if let Some(progress) = progress {
         progress.abort();
         eprint!("\r\x1b[K");
     }
 
-    let received = receiver.as_ref().map(Receiver::received);
-    let account = Account::new(
-        statuses,
-        ended,
-        &telemetry.stats(),
-        received.as_deref(),
-        start.elapsed(),
-    );
+    let made = Made {
+        requests: answered as u64,
+        spans: ended,
+        lines: lines.load(Ordering::SeqCst),
+    };
+    let arrived = receiver.as_ref().map(Arrived::at);
+    let account = Account::new(made, &telemetry.stats(), arrived.as_ref(), start.elapsed());
     if json {
         println!("{}", account.to_json());
         return Ok(account);
     }
-    match &received {
-        Some(spans) => waterfall::print(spans),
-        None => println!("The spans went to the collector of OTEL_EXPORTER_OTLP_ENDPOINT.\n"),
+    match &arrived {
+        Some(arrived) => waterfall::print(arrived),
+        None => println!("All of it went to the collector of OTEL_EXPORTER_OTLP_ENDPOINT.\n"),
     }
     println!("{account}");
     Ok(account)
@@ -127,45 +136,79 @@ fn collector_is_given() -> bool {
     [
         "OTEL_EXPORTER_OTLP_ENDPOINT",
         "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+        "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT",
+        "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",
     ]
     .into_iter()
     .any(|name| std::env::var(name).is_ok_and(|value| !value.trim().is_empty()))
 }
 
-/// What a service has to set up: an exporter, a processor, a provider.
-async fn install(
-    receiver: Option<&Receiver>,
-) -> Result<(SdkTracerProvider, Handle), Box<dyn Error>> {
+/// What a service has to set up: an exporter, and the providers of all three signals.
+async fn install(receiver: Option<&Receiver>) -> Result<Telemetry, Box<dyn Error>> {
     let exporter = match receiver {
         Some(receiver) => DirectExporter::builder().with_endpoint(receiver.endpoint()),
         None => DirectExporter::builder(),
     }
     .build()?;
-    // Before anything is sent: whether endpoint, path and credentials work.
-    exporter.check().await?;
+    // Before anything is sent: whether endpoints, paths and credentials work.
+    for signal in [Signal::Traces, Signal::Logs, Signal::Metrics] {
+        exporter.check_signal(signal).await?;
+    }
     let fallback = ExportToken::new(SERVICE_TOKEN)?.attach_to(&Context::new());
-    let processor = PerRequestSpanProcessor::builder(exporter)
+    let telemetry = Telemetry::builder()
+        .with_exporter(exporter)
         .with_config(Config::from_env().with_max_traces(MAX_TRACES))
         .with_fallback_context(fallback)
-        .build()?;
-    let telemetry = processor.handle();
-    let provider = SdkTracerProvider::builder()
         .with_resource(Resource::builder().with_service_name("orders").build())
-        .with_span_processor(processor)
-        .build();
-    Ok((provider, telemetry))
+        .build()?;
+    Ok(telemetry)
+}
+
+// ===== logging =====
+
+/// The warnings of the processor and the exporter, which a service would see in its log.
+fn warnings<S>() -> impl Layer<S>
+where
+    S: Subscriber + for<'span> LookupSpan<'span>,
+{
+    tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_filter(LevelFilter::WARN)
+}
+
+/// Makes log records of the lines of the service, and counts them.
+fn log_through(telemetry: &Telemetry, lines: Arc<AtomicU64>) {
+    // Not of anybody else's: what is said about exporting is not to be exported.
+    let of_the_service = Targets::new().with_target("demo::service", LevelFilter::INFO);
+    let bridge = OpenTelemetryTracingBridge::new(telemetry.logger_provider());
+    tracing_subscriber::registry()
+        .with(warnings())
+        .with(bridge.and_then(Counter(lines)).with_filter(of_the_service))
+        .init();
+}
+
+/// Counts events, for the account.
+struct Counter(Arc<AtomicU64>);
+
+impl<S: Subscriber> Layer<S> for Counter {
+    fn on_event(&self, _: &Event<'_>, _: layer::Context<'_, S>) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
 }
 
 /// Shows, on a line of the terminal, how far the work is.
-async fn progress(telemetry: Handle) {
+async fn progress(telemetry: Telemetry) {
     loop {
         let stats = telemetry.stats();
         eprint!(
-            "\r\x1b[K{} spans ended, {} exported, {} pending, {} late, {} traces evicted\r",
+            "\r\x1b[K{} spans ended, {} exported, {} pending, {} late; {} lines logged, {} exported; {} traces evicted\r",
             stats.ended,
             stats.exported,
             stats.pending(),
             stats.late.total(),
+            stats.logs.received,
+            stats.logs.exported,
             stats.evicted_traces
         );
         tokio::time::sleep(Duration::from_millis(50)).await;

@@ -1,4 +1,5 @@
-//! An OTLP receiver inside the process, over HTTP or gRPC: it decodes what arrives, and remembers under whose token it came.
+//! An OTLP receiver inside the process: it decodes what arrives, and remembers under whose token it came. Over HTTP it takes
+//! spans, log records and metrics, over gRPC spans.
 
 use std::fmt;
 use std::future::Future;
@@ -14,15 +15,20 @@ use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::routing::post;
+use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
+use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
     TraceService, TraceServiceServer,
 };
 use opentelemetry_proto::tonic::collector::trace::v1::{
     ExportTraceServiceRequest, ExportTraceServiceResponse,
 };
+use opentelemetry_proto::tonic::common::v1::KeyValue;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
+use opentelemetry_proto::tonic::logs::v1::LogRecord;
+use opentelemetry_proto::tonic::metrics::v1::metric::Data;
+use opentelemetry_proto::tonic::metrics::v1::{Metric, number_data_point};
 use opentelemetry_proto::tonic::trace::v1::Span;
-use prost::Message as _;
 use tokio::sync::oneshot;
 use tonic::transport::server::TcpIncoming;
 
@@ -37,19 +43,38 @@ pub struct Received {
     pub arrived: u64,
 }
 
-impl Received {
-    /// A string attribute of the span.
-    pub fn attribute(&self, key: &str) -> Option<&str> {
-        let attribute = self.span.attributes.iter().find(|kv| kv.key == key)?;
-        match attribute.value.as_ref()?.value.as_ref()? {
-            Value::StringValue(value) => Some(value),
-            _ => None,
-        }
-    }
+/// A log record as it arrived.
+#[derive(Clone, Debug)]
+pub struct ReceivedLog {
+    /// The record.
+    pub record: LogRecord,
+    /// The bearer token that it was sent under. Empty if there was none.
+    pub token: String,
+    /// When it arrived, in nanoseconds since the epoch.
+    pub arrived: u64,
+}
+
+/// A metric as it arrived, with all its points. Each collection is one of its own.
+#[derive(Clone, Debug)]
+pub struct ReceivedMetric {
+    /// The metric.
+    pub metric: Metric,
+    /// The name of the instrumentation that measured it.
+    pub scope: String,
+    /// The bearer token that it was sent under. Empty if there was none.
+    pub token: String,
+}
+
+/// All that has arrived, of each signal in the order in which it did.
+#[derive(Debug, Default)]
+struct Everything {
+    spans: Vec<Received>,
+    logs: Vec<ReceivedLog>,
+    metrics: Vec<ReceivedMetric>,
 }
 
 #[derive(Clone, Debug, Default)]
-struct Inbox(Arc<Mutex<Vec<Received>>>);
+struct Inbox(Arc<Mutex<Everything>>);
 
 /// A running receiver, on a thread and a runtime of its own. It stops when it is dropped.
 pub struct Receiver {
@@ -91,14 +116,16 @@ impl Receiver {
     pub fn slow_http(delay: Duration) -> io::Result<Self> {
         Self::start(move |listener, inbox| {
             let router = Router::new()
-                .route("/v1/traces", post(receive))
+                .route("/v1/traces", post(receive::<ExportTraceServiceRequest>))
+                .route("/v1/logs", post(receive::<ExportLogsServiceRequest>))
+                .route("/v1/metrics", post(receive::<ExportMetricsServiceRequest>))
                 .layer(DefaultBodyLimit::disable())
                 .with_state((inbox, delay));
             Box::pin(async { axum::serve(listener, router).await })
         })
     }
 
-    /// Starts one for OTLP over gRPC, on a port of the system's choice.
+    /// Starts one for spans in OTLP over gRPC, on a port of the system's choice.
     ///
     /// # Errors
     ///
@@ -183,12 +210,27 @@ impl Receiver {
 
     /// All spans that have arrived, in the order in which they did.
     pub fn received(&self) -> Vec<Received> {
-        self.inbox.lock().clone()
+        self.inbox.lock().spans.clone()
+    }
+
+    /// All log records that have arrived, in the order in which they did.
+    pub fn logs(&self) -> Vec<ReceivedLog> {
+        self.inbox.lock().logs.clone()
+    }
+
+    /// All metrics that have arrived, in the order in which they did.
+    pub fn metrics(&self) -> Vec<ReceivedMetric> {
+        self.inbox.lock().metrics.clone()
     }
 
     /// How many spans have arrived.
     pub fn count(&self) -> usize {
-        self.inbox.lock().len()
+        self.inbox.lock().spans.len()
+    }
+
+    /// How many log records have arrived.
+    pub fn count_logs(&self) -> usize {
+        self.inbox.lock().logs.len()
     }
 }
 
@@ -203,28 +245,97 @@ impl fmt::Debug for Receiver {
         f.debug_struct("Receiver")
             .field("address", &self.address)
             .field("spans", &self.count())
+            .field("logs", &self.count_logs())
             .finish_non_exhaustive()
     }
 }
 
+// ===== impl Received =====
+
+impl Received {
+    /// A string attribute of the span.
+    pub fn attribute(&self, key: &str) -> Option<&str> {
+        attribute(&self.span.attributes, key)
+    }
+}
+
+// ===== impl ReceivedLog =====
+
+impl ReceivedLog {
+    /// A string attribute of the record.
+    pub fn attribute(&self, key: &str) -> Option<&str> {
+        attribute(&self.record.attributes, key)
+    }
+
+    /// What it says, if that is a string.
+    pub fn message(&self) -> Option<&str> {
+        text(self.record.body.as_ref()?.value.as_ref()?)
+    }
+
+    /// When it was logged or, where the appender did not say that, seen by the SDK. In nanoseconds since the epoch.
+    pub fn logged(&self) -> u64 {
+        match self.record.time_unix_nano {
+            0 => self.record.observed_time_unix_nano,
+            time => time,
+        }
+    }
+}
+
+// ===== impl ReceivedMetric =====
+
+impl ReceivedMetric {
+    /// What a counter of whole numbers says, on all its attributes together.
+    pub fn sum(&self) -> Option<i64> {
+        let Some(Data::Sum(sum)) = &self.metric.data else {
+            return None;
+        };
+        let values = sum.data_points.iter().map(|point| match point.value {
+            Some(number_data_point::Value::AsInt(value)) => Some(value),
+            _ => None,
+        });
+        values.sum()
+    }
+}
+
+fn attribute<'a>(attributes: &'a [KeyValue], key: &str) -> Option<&'a str> {
+    let attribute = attributes.iter().find(|kv| kv.key == key)?;
+    text(attribute.value.as_ref()?.value.as_ref()?)
+}
+
+fn text(value: &Value) -> Option<&str> {
+    match value {
+        Value::StringValue(text) => Some(text),
+        _ => None,
+    }
+}
+
+// ===== what arrives =====
+
 impl Inbox {
-    fn lock(&self) -> MutexGuard<'_, Vec<Received>> {
+    fn lock(&self) -> MutexGuard<'_, Everything> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take_in(&self, authorization: Option<&str>, request: ExportTraceServiceRequest) {
-        let token = authorization
-            .and_then(|value| value.strip_prefix("Bearer "))
-            .unwrap_or_default();
+    fn take_in(&self, authorization: Option<&str>, request: impl Export) {
+        let token = authorization.and_then(|value| value.strip_prefix("Bearer "));
         let arrived = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |since| since.as_nanos() as u64);
-        let spans = request
-            .resource_spans
-            .into_iter()
-            .flat_map(|resource| resource.scope_spans)
-            .flat_map(|scope| scope.spans);
-        self.lock().extend(spans.map(|span| Received {
+        request.put_into(&mut self.lock(), token.unwrap_or_default(), arrived);
+    }
+}
+
+/// A request of one of the signals.
+trait Export: prost::Message + Default {
+    fn put_into(self, all: &mut Everything, token: &str, arrived: u64);
+}
+
+impl Export for ExportTraceServiceRequest {
+    fn put_into(self, all: &mut Everything, token: &str, arrived: u64) {
+        let resources = self.resource_spans.into_iter();
+        let scopes = resources.flat_map(|resource| resource.scope_spans);
+        let spans = scopes.flat_map(|scope| scope.spans);
+        all.spans.extend(spans.map(|span| Received {
             span,
             token: token.to_owned(),
             arrived,
@@ -232,7 +343,35 @@ impl Inbox {
     }
 }
 
-async fn receive(
+impl Export for ExportLogsServiceRequest {
+    fn put_into(self, all: &mut Everything, token: &str, arrived: u64) {
+        let resources = self.resource_logs.into_iter();
+        let scopes = resources.flat_map(|resource| resource.scope_logs);
+        let records = scopes.flat_map(|scope| scope.log_records);
+        all.logs.extend(records.map(|record| ReceivedLog {
+            record,
+            token: token.to_owned(),
+            arrived,
+        }));
+    }
+}
+
+impl Export for ExportMetricsServiceRequest {
+    fn put_into(self, all: &mut Everything, token: &str, _arrived: u64) {
+        let resources = self.resource_metrics.into_iter();
+        for scope in resources.flat_map(|resource| resource.scope_metrics) {
+            let name = scope.scope.map(|scope| scope.name).unwrap_or_default();
+            all.metrics
+                .extend(scope.metrics.into_iter().map(|metric| ReceivedMetric {
+                    metric,
+                    scope: name.clone(),
+                    token: token.to_owned(),
+                }));
+        }
+    }
+}
+
+async fn receive<E: Export>(
     State((inbox, delay)): State<(Inbox, Duration)>,
     headers: HeaderMap,
     body: Bytes,
@@ -240,7 +379,7 @@ async fn receive(
     if !delay.is_zero() {
         tokio::time::sleep(delay).await;
     }
-    let Ok(request) = ExportTraceServiceRequest::decode(body) else {
+    let Ok(request) = E::decode(body) else {
         return StatusCode::BAD_REQUEST;
     };
     let authorization = headers.get("authorization");

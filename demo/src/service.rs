@@ -1,14 +1,14 @@
 //! The service: an ordinary axum application behind a `ServerLayer`.
 //!
 //! What this project asks of it is in `Service::start`: a layer, and how a request's own credentials become an
-//! [`ExportToken`]. The handlers know nothing of tokens or exports.
+//! [`ExportToken`]. The handlers know nothing of tokens or exports: they log with `tracing`, and count with an ordinary meter.
 
 use std::future::Future;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::{Path, Request, State};
@@ -17,17 +17,28 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use opentelemetry::KeyValue;
-use opentelemetry::trace::TracerProvider as _;
+use opentelemetry::metrics::{Counter, Histogram, MeterProvider as _};
 use opentelemetry_otlp_direct::ExportToken;
-use opentelemetry_per_request::server::ServerLayer;
-use opentelemetry_per_request::{Handle, RequestTracer, active_span, in_child};
-use opentelemetry_sdk::trace::SdkTracerProvider;
+use opentelemetry_per_request::{Telemetry, active_span, in_child};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinHandle;
+use tracing::info;
 
-/// The attribute that tells, of each span, which request it belongs to: what the account checks tokens against.
+use crate::measured::ROUTE_ATTRIBUTE;
+
+/// The attribute that tells, of each span and line of a request, which request it belongs to: what the account checks tokens against.
 pub(crate) const REQUEST_ATTRIBUTE: &str = "demo.request";
+
+/// The name of the instrumentation.
+pub(crate) const SCOPE: &str = "orders";
+
+/// The only route.
+pub(crate) const ROUTE: &str = "/orders/{id}";
+
+/// The instruments: a counter of requests, and a histogram of the seconds that each of them took.
+pub(crate) const ANSWERED: &str = "orders.answered";
+pub(crate) const DURATION: &str = "orders.duration";
 
 /// How long after the response the slow children end.
 const AFTER_RESPONSE: Duration = Duration::from_millis(200);
@@ -46,18 +57,23 @@ struct App {
     ended: Arc<AtomicU64>,
     /// Work that outlives its response. All permits are free when it is done.
     background: Arc<Semaphore>,
+    answered: Counter<u64>,
+    duration: Histogram<f64>,
 }
 
 const BACKGROUND: u32 = 10_000;
 
 impl Service {
-    pub(crate) async fn start(provider: &SdkTracerProvider, telemetry: Handle) -> io::Result<Self> {
+    pub(crate) async fn start(telemetry: &Telemetry) -> io::Result<Self> {
+        let meter = telemetry.meter_provider().meter(SCOPE);
         let app = App {
             ended: Arc::default(),
             background: Arc::new(Semaphore::new(BACKGROUND as usize)),
+            answered: meter.u64_counter(ANSWERED).build(),
+            duration: meter.f64_histogram(DURATION).with_unit("s").build(),
         };
-        let tracer = RequestTracer::new(provider.tracer("orders")).with_handle(telemetry);
-        let layer = ServerLayer::new(tracer)
+        let layer = telemetry
+            .server_layer()
             .with_request_context(|request, cx| match request.extensions.get() {
                 Some(token) => ExportToken::attach_to(token, &cx),
                 None => cx,
@@ -67,12 +83,13 @@ impl Service {
                 attributes.push(KeyValue::new(REQUEST_ATTRIBUTE, id.to_owned()));
             });
         let router = Router::new()
-            .route("/orders/{id}", get(order))
+            .route(ROUTE, get(order))
             .layer(layer)
             .layer(middleware::from_fn(authenticate))
             .with_state(app.clone());
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
+        info!("the service listens");
         let (stop, stopped) = oneshot::channel::<()>();
         let server = tokio::spawn(async move {
             axum::serve(listener, router)
@@ -98,6 +115,7 @@ impl Service {
         let _ = self.app.background.acquire_many(BACKGROUND).await;
         let _ = self.stop.send(());
         let _ = self.server.await;
+        info!("the service has stopped");
         self.app.ended.load(Ordering::SeqCst)
     }
 }
@@ -117,11 +135,14 @@ fn bearer(request: &Request) -> Option<&str> {
 }
 
 async fn order(State(app): State<App>, Path(id): Path<usize>) -> String {
+    let start = Instant::now();
+    info!(demo.request = %id, "asked for an order");
     // The span of the request itself, which the layer ends.
     app.ended.fetch_add(1, Ordering::SeqCst);
     app.child("load order", id, async {
         app.child("SELECT orders", id, pause(2 + id % 7)).await;
         app.child("SELECT items", id, pause(1 + id % 5)).await;
+        info!(demo.request = %id, "order loaded");
     })
     .await;
     app.child("render", id, pause(1 + id % 3)).await;
@@ -131,6 +152,9 @@ async fn order(State(app): State<App>, Path(id): Path<usize>) -> String {
     if id % 6 == 0 {
         app.after_response("warm cache", id);
     }
+    let route = [KeyValue::new(ROUTE_ATTRIBUTE, ROUTE)];
+    app.answered.add(1, &route);
+    app.duration.record(start.elapsed().as_secs_f64(), &route);
     format!("order {id}\n")
 }
 
@@ -156,11 +180,15 @@ impl App {
 
     /// Starts a child of the active span that ends long after the response.
     fn after_response(&self, name: &'static str, id: usize) {
-        let background = self.background.clone();
+        // Taken before the task runs, and given back when its span has ended.
+        let working = self.background.clone().try_acquire_owned();
         let work = self.child(name, id, async move {
-            let _working = background.acquire().await;
             tokio::time::sleep(AFTER_RESPONSE).await;
+            info!(demo.request = %id, "done");
         });
-        tokio::spawn(work);
+        tokio::spawn(async move {
+            work.await;
+            drop(working);
+        });
     }
 }

@@ -1,4 +1,5 @@
-//! An OTLP/HTTP span exporter for `opentelemetry_sdk` without a buffer of its own: one `export` is one answered request.
+//! An OTLP/HTTP exporter of spans, log records and metrics for `opentelemetry_sdk` without a buffer of its own: one `export`
+//! is one answered request.
 //!
 //! ```
 //! use opentelemetry::{Context, trace::{Span, Tracer, TracerProvider}};
@@ -35,18 +36,21 @@
 //!
 //! # What it does
 //!
-//! - [`DirectExporter`] encodes spans straight to bytes, sends them, retries what may be retried, and returns when the
-//!   collector has answered. Nothing is kept for later, so nothing is lost later: every failure is in the result of
+//! - [`DirectExporter`] encodes what it is given straight to bytes, sends it, retries what may be retried, and returns when
+//!   the collector has answered. Nothing is kept for later, so nothing is lost later: every failure is in the result of
 //!   `export`, in [`ExporterStats`], and in a warning.
+//! - It does so for traces, logs and metrics: each provider of the SDK gets a clone of one exporter. What a [`Signal`] has of
+//!   its own, such as an endpoint, is set by the standard variables or with
+//!   [`with_signal`](DirectExporterBuilder::with_signal).
 //! - [`DirectExporter::check`] says whether endpoint, path and credentials work.
 //! - [`ExportToken`] is a credential that travels in a [`Context`](opentelemetry::Context). `DirectExporter` sends it;
 //!   [`TokenClient`] and `TokenInterceptor` (feature `tonic`) send it under other exporters.
 //!
 //! # When not to use it
 //!
-//! It sends what it is given, when it is given it. Batching is the span processor's work: under the SDK's simple
-//! processor each span is a request. The SDK's batch processor exports without the context of the request, so tokens in
-//! contexts need a processor that keeps it, such as `opentelemetry-per-request`. For OTLP over gRPC, or as JSON, use
+//! It sends what it is given, when it is given it. Batching is the work of processors and readers: under the SDK's simple
+//! processor each span is a request. The SDK's batch processors export without the context of the request, so tokens in
+//! contexts need a processor that keeps it, such as `opentelemetry-per-request`. For OTLP over gRPC, use
 //! `opentelemetry-otlp`.
 //!
 //! # Features
@@ -71,8 +75,8 @@
 //! # In Cloudflare Workers
 //!
 //! Depend on it with `default-features = false, features = ["worker"]` and build for `wasm32-unknown-unknown`, with Rust
-//! 1.91 or later. `gzip`, `logs`, `metric-export`, `json`, `metrics`, `tonic` and `internal-logs` can be added. The features that bring a native client
-//! cannot: they do not compile for wasm, which shows as an error in `opentelemetry-http`.
+//! 1.91 or later. `gzip`, `logs`, `metric-export`, `json`, `metrics`, `tonic` and `internal-logs` can be added. The features
+//! that bring a native client cannot: they do not compile for wasm, which shows as an error in `opentelemetry-http`.
 //!
 //! ```
 //! # #[cfg(target_family = "wasm")]
@@ -86,11 +90,13 @@
 //! ```
 //!
 //! - Settings are variables and secrets of the Worker, under the same names. There is no default endpoint.
+//!   A signal without one is not sent: its exports fail, and are counted as `no_endpoint`.
+//! - Metrics have delta temporality, since isolates come and go (`with_temporality`).
 //! - The HTTP client is `FetchClient`, over the Workers' `fetch`. The request is on its way when an export was polled
 //!   once. To see what became of it after the Worker has responded, give the export to `wait_until`.
 //! - Build the exporter inside a request and keep it for the next ones: outside of requests there is no randomness, no
 //!   network and no timer. Exports of several requests can run at the same time and never wait for each other.
-//! - Warnings are lines on the console that start with `opentelemetry-otlp-direct: `, as errors where spans were lost.
+//! - Warnings are lines on the console that start with `opentelemetry-otlp-direct: `, as errors where something was lost.
 //!   They do not need `internal-logs`, which brings debug lines only.
 
 #![forbid(unsafe_code)]

@@ -10,7 +10,7 @@ macro_rules! log_warning {
     };
 }
 
-/// Spans were lost.
+/// Something was lost.
 #[cfg(not(target_family = "wasm"))]
 macro_rules! log_failure {
     ($($event:tt)*) => {
@@ -25,7 +25,7 @@ macro_rules! log_warning {
     };
 }
 
-/// Spans were lost.
+/// Something was lost.
 #[cfg(target_family = "wasm")]
 macro_rules! log_failure {
     (name: $name:expr, $($key:ident = $value:expr),+ $(,)?) => {

@@ -113,14 +113,15 @@ impl Pipeline {
         items: usize,
         encode: impl FnOnce(Encoding, usize) -> Requests,
     ) -> OTelSdkResult {
-        let mut in_flight = self.telemetry.begin(items);
-        let delivery = match self.delivery() {
-            Ok(_) if items == 0 => return Ok(()),
-            Ok(delivery) => delivery,
-            Err(error) => {
-                self.fail(&mut in_flight, items, &error);
-                return to_sdk(&[error]);
-            }
+        let in_flight = self.telemetry.begin(items);
+        if self.is_shut_down.load(Ordering::Relaxed) {
+            return self.refuse(in_flight, items, ExportError::AlreadyShutdown);
+        }
+        if items == 0 {
+            return Ok(());
+        }
+        let Some(delivery) = &self.delivery else {
+            return self.refuse(in_flight, items, ExportError::NoEndpoint(self.signal));
         };
         let export = Export {
             pipeline: self,
@@ -132,13 +133,15 @@ impl Pipeline {
         export.run(cx, encode).await
     }
 
-    /// Where to send, if anything is sent at all.
-    fn delivery(&self) -> Result<&Delivery, ExportError> {
-        if self.is_shut_down.load(Ordering::Relaxed) {
-            return Err(ExportError::AlreadyShutdown);
-        }
-        let delivery = self.delivery.as_ref();
-        delivery.ok_or(ExportError::NoEndpoint(self.signal))
+    /// Fails all of an export that cannot even begin.
+    fn refuse(
+        &self,
+        mut in_flight: InFlight<'_>,
+        items: usize,
+        error: ExportError,
+    ) -> OTelSdkResult {
+        self.fail(&mut in_flight, items, &error);
+        to_sdk(&[error])
     }
 
     /// Counts items as failed, and says so at a limited rate.
@@ -329,8 +332,9 @@ mod tests {
     use crate::telemetry::Component;
     use futures_util::FutureExt as _;
 
-    /// Scenario: an export, and a check, of a signal without an endpoint, as there can be in a Worker.
-    /// Guarantees: the export fails, is counted by its reason, and encodes nothing; the check says why.
+    /// Scenario: an export, an empty one, and a check, of a signal without an endpoint, as there can be in a Worker.
+    /// Guarantees: the export fails, is counted by its reason, and encodes nothing; an empty one has nothing to send; the
+    /// check says why.
     #[test]
     fn export_without_an_endpoint_fails_and_is_counted() {
         let component = Component::next(
@@ -344,6 +348,8 @@ mod tests {
             max_request_bytes: 1,
         };
         let pipeline = Pipeline::new(Signal::Logs, None, telemetry, format);
+        let empty = pipeline.export(0, |_, _| unreachable!()).now_or_never();
+        empty.unwrap().unwrap();
         let result = pipeline.export(3, |_, _| unreachable!()).now_or_never();
         let error = result.unwrap().unwrap_err().to_string();
         assert!(error.contains("no endpoint is set for logs"), "{error}");

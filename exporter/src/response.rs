@@ -93,6 +93,8 @@ mod json {
 #[cfg(test)]
 mod tests {
     use super::*;
+    #[cfg(feature = "json")]
+    use proptest::prelude::*;
 
     #[track_caller]
     fn check(encoding: Encoding, body: &[u8], expected: Result<(usize, &str), Undecodable>) {
@@ -207,6 +209,28 @@ mod tests {
         ];
         for (body, expected) in cases {
             check(Encoding::Json, body.as_bytes(), expected);
+        }
+    }
+
+    #[cfg(feature = "json")]
+    proptest! {
+        /// Scenario: a partial success of any number and any message, as JSON has it, and the same cut anywhere.
+        /// Guarantees: number and message are read as they are; what is cut is undecodable.
+        #[test]
+        fn any_partial_success_is_read_and_none_that_is_cut(
+            rejected in any::<i64>(),
+            message in any::<String>(),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let partial = serde_json::json!({
+                "rejectedSpans": rejected.to_string(),
+                "errorMessage": message,
+            });
+            let whole = serde_json::json!({ "partialSuccess": partial }).to_string();
+            check(Encoding::Json, whole.as_bytes(), Ok((count(rejected), &message)));
+            let cut = &whole.as_bytes()[..cut.index(whole.len())];
+            let expected = if cut.is_empty() { Ok((0, "")) } else { Err(Undecodable) };
+            check(Encoding::Json, cut, expected);
         }
     }
 

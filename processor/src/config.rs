@@ -236,8 +236,8 @@ impl Config {
         self
     }
 
-    /// How many calls of the exporter's `export` may be under way at once. It is never exceeded: 1 means strictly one
-    /// after the other.
+    /// How many calls of an exporter's `export` may be under way at once, of each signal. It is never exceeded: 1 means
+    /// strictly one after the other.
     ///
     /// 0 is no limit; 20 by default; `A365_PER_REQUEST_MAX_CONCURRENT_EXPORTS`. An exporter that blocks its thread takes one
     /// for each export, and there are never more than 256 of them.
@@ -250,7 +250,7 @@ impl Config {
         self
     }
 
-    /// How many spans one export may hold. The queue of a request that reaches it leaves at once.
+    /// How many spans, or log records, one export may hold. A queue of a request that reaches it leaves at once.
     ///
     /// At least 1; 64 by default; `A365_PER_REQUEST_MAX_BATCH_SIZE`.
     #[must_use]
@@ -279,8 +279,8 @@ impl Config {
         self
     }
 
-    /// In Cloudflare Workers, how many exports one request may cause before it is over: a full queue that leaves early,
-    /// or spans that end after the local root. Each is a subrequest, of which a Worker has few.
+    /// In Cloudflare Workers, how many exports of each signal one request may cause before it is over: a full queue that leaves
+    /// early, or what comes after the local root. Each is a subrequest, of which a Worker has few.
     ///
     /// What is beyond leaves, in one export, when the local root ends, when the request is over, or with a flush; and while
     /// the request goes on after its root, at intervals that double from a quarter of a second to eight. Late spans have the

@@ -354,6 +354,8 @@ impl Dispatch {
         let lane = &mut self.lanes[Signal::Logs];
         lane.stats.received += 1;
         let (room, closed, usual) = (lane.has_room(), lane.closed, lane.usual_batch);
+        // Outside, it may name one nevertheless: that of a remote span.
+        let named = log.as_ref().map_or(TraceId::INVALID, Item::trace);
         let (trace, span, unrecorded) = match of {
             Emitted::Within {
                 trace,
@@ -364,7 +366,7 @@ impl Dispatch {
         };
         if closed {
             self.garbage.contexts.extend(unrecorded);
-            return self.refuse(Signal::Logs, true, DropReason::AlreadyShutdown, trace);
+            return self.refuse(Signal::Logs, true, DropReason::AlreadyShutdown, named);
         }
         let late = match self.registry.find(trace, span) {
             Ok(request) => {
@@ -386,19 +388,16 @@ impl Dispatch {
             Err(_) if trace == TraceId::INVALID => None,
             Err(reason) => Some(reason),
         };
-        match unrecorded {
-            Some(context) if room => {
-                // By itself: nothing proves that another record is of the same request.
-                if let Some(log) = log.take() {
-                    self.lanes[Signal::Logs].stats.queued += 1;
-                    self.enqueue(context, Items::Logs(vec![log]), Origin::Late(vec![trace]));
-                }
-            }
-            Some(context) => {
-                self.garbage.contexts.push(context);
-                self.refuse(Signal::Logs, true, DropReason::QueueFull, trace);
-            }
-            None => self.take_in_late(log, trace, room, late),
+        let Some(context) = unrecorded else {
+            return self.take_in_late(log, named, room, late);
+        };
+        if let Some(log) = log.take_if(|_| room) {
+            // By itself: nothing proves that another record is of the same request.
+            self.lanes[Signal::Logs].stats.queued += 1;
+            self.enqueue(context, Items::Logs(vec![log]), Origin::Late(vec![trace]));
+        } else {
+            self.garbage.contexts.push(context);
+            self.refuse(Signal::Logs, true, DropReason::QueueFull, trace);
         }
     }
 
@@ -957,16 +956,21 @@ impl Dispatch {
     /// Drops what of this signal still waits for an export.
     pub(crate) fn abandon(&mut self, signal: Signal) {
         while let Some(batch) = self.lanes[signal].waiting.pop_front() {
-            let items = batch.items.len() as u64;
-            self.lanes[signal].stats.waiting -= items;
-            let dropped = Outcome::Dropped(DropReason::ShutdownTimeout);
-            self.settle(batch.id, signal, items, batch.origin.clone(), dropped);
-            self.garbage.batches.push(batch);
+            self.lanes[signal].stats.waiting -= batch.items.len() as u64;
+            self.give_up_waiting(batch);
         }
         #[cfg(feature = "metric-reader")]
         if signal == Signal::Metrics {
-            self.abandon_collections();
+            self.collections.abandon();
         }
+    }
+
+    /// Drops a batch that comes too late for the shutdown.
+    fn give_up_waiting(&mut self, batch: Batch) {
+        let (signal, items) = (batch.items.signal(), batch.items.len() as u64);
+        let dropped = Outcome::Dropped(DropReason::ShutdownTimeout);
+        self.settle(batch.id, signal, items, batch.origin.clone(), dropped);
+        self.garbage.batches.push(batch);
     }
 
     // ----- questions -----

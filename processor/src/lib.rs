@@ -1,4 +1,5 @@
-//! A span processor for `opentelemetry_sdk` that exports every span as it ends, under the saved context of its own request.
+//! A span processor for `opentelemetry_sdk` that exports every span as it ends, under the saved context of its own request; a
+//! log processor that does the same for log records, and a metric reader that collects when requests end.
 //!
 //! ```
 //! # use opentelemetry_sdk::trace::InMemorySpanExporter;
@@ -45,6 +46,15 @@
 //!   while the processor runs, a warning.
 //! - **A flush tells the truth**: see [`Handle::flush`].
 //! - **Everything is bounded**: traces, spans, concurrent exports and the time of each, by [`Config`].
+//!
+//! # Log records and metrics
+//!
+//! [`Telemetry`] makes the providers of all three signals, with one flush that says of each what became of it. Its parts are
+//! `PerRequestSpanProcessor::log_processor` and `PerRequestSpanProcessor::metric_reader`.
+//!
+//! What is said of spans above holds for log records: a record belongs to the request of the span that it is emitted in, sampled
+//! or not, and has a queue, a bound and export slots of its own, so neither signal waits for the other. Outside of any
+//! request it leaves under the fallback context. Metrics leave under that, too.
 //!
 //! # Spans from deep inside of a request
 //!

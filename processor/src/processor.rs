@@ -62,7 +62,8 @@ pub struct PerRequestSpanProcessor {
     saving: Arc<Saving>,
     #[cfg(feature = "metric-reader")]
     config: Config,
-    #[cfg(feature = "metrics")]
+    /// For what joins it.
+    #[cfg(all(feature = "metrics", any(feature = "logs", feature = "metric-reader")))]
     observing: Observing,
 }
 
@@ -460,7 +461,7 @@ impl Builder {
             }),
             #[cfg(feature = "metric-reader")]
             config,
-            #[cfg(feature = "metrics")]
+            #[cfg(all(feature = "metrics", any(feature = "logs", feature = "metric-reader")))]
             observing: self.observing,
         })
     }

@@ -62,25 +62,25 @@ impl Signals {
         Self(1 << signal as u8)
     }
 
-    #[cfg(not(target_family = "wasm"))]
-    pub(crate) const NONE: Self = Self(0);
-
-    #[cfg(not(target_family = "wasm"))]
-    pub(crate) const fn with(self, signal: Signal) -> Self {
-        Self(self.0 | Self::of(signal).0)
-    }
-
-    #[cfg(not(target_family = "wasm"))]
-    pub(crate) const fn without(self, signal: Signal) -> Self {
-        Self(self.0 & !Self::of(signal).0)
-    }
-
     pub(crate) const fn contains(self, signal: Signal) -> bool {
         self.0 & Self::of(signal).0 != 0
     }
 
     pub(crate) fn iter(self) -> impl Iterator<Item = Signal> {
         Signal::ALL.into_iter().filter(move |s| self.contains(*s))
+    }
+}
+
+#[cfg(not(target_family = "wasm"))]
+impl Signals {
+    pub(crate) const NONE: Self = Self(0);
+
+    pub(crate) const fn with(self, signal: Signal) -> Self {
+        Self(self.0 | Self::of(signal).0)
+    }
+
+    pub(crate) const fn without(self, signal: Signal) -> Self {
+        Self(self.0 & !Self::of(signal).0)
     }
 }
 

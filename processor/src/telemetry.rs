@@ -36,9 +36,8 @@ use crate::stats::Stats;
 
 /// Spans, log records and metrics, exported by request: the providers of all three, and one flush.
 ///
-/// It is what [`PerRequestSpanProcessor`], [`PerRequestLogProcessor`](crate::PerRequestLogProcessor) and
-/// [`PerRequestMetricReader`](crate::PerRequestMetricReader) are put together to by hand otherwise. Cheap to clone; a provider
-/// is shut down when the last of its clones is dropped.
+/// It is what [`PerRequestSpanProcessor`], `PerRequestLogProcessor` and `PerRequestMetricReader` are put together to by hand
+/// otherwise. Cheap to clone; a provider is shut down when the last of its clones is dropped.
 ///
 /// ```
 /// # use opentelemetry_sdk::trace::InMemorySpanExporter;

@@ -1,7 +1,7 @@
 //! The receiving process: OTLP over HTTP that answers, is busy, breaks off or hangs, as it is told on its standard input.
 //!
-//! It is a process of its own, so that its memory is not part of what is measured. It takes in a span when it answers 200,
-//! and never breaks off what it has answered so.
+//! It is a process of its own, so that its memory is not part of what is measured. It takes in a span, a log
+//! record or a metric when it answers 200, and never breaks off what it has answered so.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -21,13 +21,18 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
+use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
+use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::common::v1::KeyValue;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
-use opentelemetry_proto::tonic::trace::v1::Span;
-use prost::Message as _;
+use opentelemetry_proto::tonic::metrics::v1::Metric;
+use opentelemetry_proto::tonic::metrics::v1::metric::Data;
+use opentelemetry_proto::tonic::metrics::v1::number_data_point;
+use prost::{DecodeError, Message as _};
 use tokio::sync::watch;
 
-use crate::load::{REQUEST, SPAN, request_of};
+use crate::load::{NUMBER, REQUEST, REQUESTS, request_of};
 
 /// The first argument of the process that receives.
 pub(crate) const RECEIVE: &str = "receive";
@@ -48,16 +53,29 @@ pub(crate) enum Mode {
 /// What arrived.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tally {
-    /// Spans in requests that were answered 200.
+    pub(crate) spans: Items,
+    pub(crate) logs: Items,
+    /// Points of metrics in requests that were answered 200.
+    pub(crate) points: u64,
+    /// Those of them that came under a token.
+    pub(crate) stray_points: u64,
+    /// The most that the counter of requests has said.
+    pub(crate) counted: u64,
+    /// Connections that are open now.
+    pub(crate) connections: u64,
+}
+
+/// What arrived of a signal whose items belong to requests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Items {
+    /// In requests that were answered 200.
     pub(crate) taken: u64,
-    /// The same, each span once.
+    /// The same, each of them once.
     pub(crate) distinct: u64,
     /// Those that are marked late.
     pub(crate) late: u64,
-    /// Those that came under a token that is not their own: another request's, any for a late span, none for another one.
+    /// Those that came under a token that is not their own: another request's, any for a late one, none for another one.
     pub(crate) strays: u64,
-    /// Connections that are open now.
-    pub(crate) connections: u64,
 }
 
 /// What the sender can ask for, one a line.
@@ -98,16 +116,52 @@ impl FromStr for Order {
     }
 }
 
-impl fmt::Display for Tally {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Tally {
+    fn numbers(&mut self) -> [&mut u64; 12] {
+        let Self {
+            spans,
+            logs,
+            points,
+            stray_points,
+            counted,
+            connections,
+        } = self;
+        let [a, b, c, d] = spans.numbers();
+        let [e, f, g, h] = logs.numbers();
+        [
+            a,
+            b,
+            c,
+            d,
+            e,
+            f,
+            g,
+            h,
+            points,
+            stray_points,
+            counted,
+            connections,
+        ]
+    }
+}
+
+impl Items {
+    fn numbers(&mut self) -> [&mut u64; 4] {
         let Self {
             taken,
             distinct,
             late,
             strays,
-            connections,
         } = self;
-        write!(f, "{taken} {distinct} {late} {strays} {connections}")
+        [taken, distinct, late, strays]
+    }
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut tally = *self;
+        let numbers = tally.numbers().map(|number| number.to_string());
+        f.write_str(&numbers.join(" "))
     }
 }
 
@@ -116,16 +170,16 @@ impl FromStr for Tally {
 
     fn from_str(line: &str) -> io::Result<Self> {
         let numbers: Result<Vec<u64>, _> = line.split(' ').map(str::parse).collect();
-        match numbers.map_err(io::Error::other)?[..] {
-            [taken, distinct, late, strays, connections] => Ok(Self {
-                taken,
-                distinct,
-                late,
-                strays,
-                connections,
-            }),
-            _ => Err(io::Error::other(format!("not a tally: {line}"))),
+        let numbers = numbers.map_err(io::Error::other)?;
+        let mut tally = Self::default();
+        let places = tally.numbers();
+        if numbers.len() != places.len() {
+            return Err(io::Error::other(format!("not a tally: {line}")));
         }
+        for (place, number) in places.into_iter().zip(numbers) {
+            *place = number;
+        }
+        Ok(tally)
     }
 }
 
@@ -142,9 +196,13 @@ struct Receiver {
 #[derive(Debug, Default)]
 struct Inbox {
     tally: Tally,
-    /// The spans that were taken, a bit for each number.
-    seen: HashMap<u64, u64>,
+    seen_spans: Seen,
+    seen_logs: Seen,
 }
+
+/// What was taken, a bit for each number.
+#[derive(Debug, Default)]
+struct Seen(HashMap<u64, u64>);
 
 /// Says where it listens, and then does what it is told until its input ends.
 pub(crate) fn receive() -> io::Result<()> {
@@ -226,7 +284,7 @@ impl Receiver {
         let status = match now {
             Mode::Answer => {
                 let token = head.headers.get(header::AUTHORIZATION);
-                self.take(token.and_then(|token| token.to_str().ok()), body)
+                self.take(head.uri.path(), token.and_then(|t| t.to_str().ok()), body)
             }
             Mode::Busy => StatusCode::SERVICE_UNAVAILABLE,
             Mode::Break => return Err(BrokenOff),
@@ -241,18 +299,18 @@ impl Receiver {
         Ok(response)
     }
 
-    fn take(&self, token: Option<&str>, body: Bytes) -> StatusCode {
-        let Ok(request) = ExportTraceServiceRequest::decode(body) else {
-            return StatusCode::BAD_REQUEST;
-        };
-        let spans = request
-            .resource_spans
-            .iter()
-            .flat_map(|resource| &resource.scope_spans)
-            .flat_map(|scope| &scope.spans);
+    fn take(&self, path: &str, token: Option<&str>, body: Bytes) -> StatusCode {
         let mut inbox = self.inbox();
-        spans.for_each(|span| inbox.take(token, span));
-        StatusCode::OK
+        let taken = match path {
+            "/v1/traces" => inbox.take_spans(token, body),
+            "/v1/logs" => inbox.take_logs(token, body),
+            "/v1/metrics" => inbox.take_metrics(token, body),
+            _ => return StatusCode::NOT_FOUND,
+        };
+        match taken {
+            Ok(()) => StatusCode::OK,
+            Err(_) => StatusCode::BAD_REQUEST,
+        }
     }
 
     fn tally(&self) -> Tally {
@@ -268,39 +326,98 @@ impl Receiver {
 }
 
 impl Inbox {
-    fn take(&mut self, token: Option<&str>, span: &Span) {
-        let late = attribute(span, "per_request.late").is_some();
+    fn take_spans(&mut self, token: Option<&str>, body: Bytes) -> Result<(), DecodeError> {
+        let request = ExportTraceServiceRequest::decode(body)?;
+        let resources = request.resource_spans.into_iter();
+        let scopes = resources.flat_map(|resource| resource.scope_spans);
+        for span in scopes.flat_map(|scope| scope.spans) {
+            let (items, seen) = (&mut self.tally.spans, &mut self.seen_spans);
+            items.take(seen, token, &span.attributes);
+        }
+        Ok(())
+    }
+
+    fn take_logs(&mut self, token: Option<&str>, body: Bytes) -> Result<(), DecodeError> {
+        let request = ExportLogsServiceRequest::decode(body)?;
+        let resources = request.resource_logs.into_iter();
+        let scopes = resources.flat_map(|resource| resource.scope_logs);
+        for record in scopes.flat_map(|scope| scope.log_records) {
+            let (items, seen) = (&mut self.tally.logs, &mut self.seen_logs);
+            items.take(seen, token, &record.attributes);
+        }
+        Ok(())
+    }
+
+    fn take_metrics(&mut self, token: Option<&str>, body: Bytes) -> Result<(), DecodeError> {
+        let request = ExportMetricsServiceRequest::decode(body)?;
+        let resources = request.resource_metrics.into_iter();
+        let scopes = resources.flat_map(|resource| resource.scope_metrics);
+        for metric in scopes.flat_map(|scope| scope.metrics) {
+            let (points, counted) = read(&metric);
+            self.tally.points += points;
+            self.tally.stray_points += if token.is_some() { points } else { 0 };
+            self.tally.counted = self.tally.counted.max(counted);
+        }
+        Ok(())
+    }
+}
+
+impl Items {
+    fn take(&mut self, seen: &mut Seen, token: Option<&str>, attributes: &[KeyValue]) {
+        let late = attribute(attributes, "per_request.late").is_some();
         let sent_by = token.and_then(request_of);
         let made_by = match late {
             true => None,
-            false => number(span, REQUEST),
+            false => number(attributes, REQUEST),
         };
-        self.tally.taken += 1;
-        self.tally.late += u64::from(late);
-        self.tally.strays += u64::from(sent_by != made_by || token.is_some() == late);
-        self.tally.distinct += u64::from(self.is_new(number(span, SPAN)));
+        self.taken += 1;
+        self.late += u64::from(late);
+        self.strays += u64::from(sent_by != made_by || token.is_some() == late);
+        self.distinct += u64::from(seen.is_new(number(attributes, NUMBER)));
     }
+}
 
-    /// Whether this span is here for the first time.
-    fn is_new(&mut self, span: Option<u64>) -> bool {
-        let Some(span) = span else {
+impl Seen {
+    /// Whether the item of this number is here for the first time.
+    fn is_new(&mut self, number: Option<u64>) -> bool {
+        let Some(number) = number else {
             return false;
         };
-        let seen = self.seen.entry(span / 64).or_default();
-        let bit = 1 << (span % 64);
+        let seen = self.0.entry(number / 64).or_default();
+        let bit = 1 << (number % 64);
         let new = *seen & bit == 0;
         *seen |= bit;
         new
     }
 }
 
-fn attribute<'a>(span: &'a Span, key: &str) -> Option<&'a Value> {
-    let attribute = span.attributes.iter().find(|kv| kv.key == key)?;
+/// How many points a metric has, and what it says if it is the counter of requests.
+fn read(metric: &Metric) -> (u64, u64) {
+    let (points, counted) = match &metric.data {
+        Some(Data::Sum(sum)) => {
+            let values = sum.data_points.iter().map(|point| match point.value {
+                Some(number_data_point::Value::AsInt(value)) => value.try_into().unwrap_or(0),
+                _ => 0,
+            });
+            (sum.data_points.len(), values.sum())
+        }
+        Some(Data::Gauge(gauge)) => (gauge.data_points.len(), 0),
+        Some(Data::Histogram(histogram)) => (histogram.data_points.len(), 0),
+        Some(Data::ExponentialHistogram(histogram)) => (histogram.data_points.len(), 0),
+        Some(Data::Summary(summary)) => (summary.data_points.len(), 0),
+        None => (0, 0),
+    };
+    let is_counter = metric.name == REQUESTS;
+    (points as u64, if is_counter { counted } else { 0 })
+}
+
+fn attribute<'a>(attributes: &'a [KeyValue], key: &str) -> Option<&'a Value> {
+    let attribute = attributes.iter().find(|kv| kv.key == key)?;
     attribute.value.as_ref()?.value.as_ref()
 }
 
-fn number(span: &Span, key: &str) -> Option<u64> {
-    match attribute(span, key)? {
+fn number(attributes: &[KeyValue], key: &str) -> Option<u64> {
+    match attribute(attributes, key)? {
         Value::IntValue(number) => u64::try_from(*number).ok(),
         _ => None,
     }

@@ -9,11 +9,12 @@ use std::io;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use opentelemetry_per_request::{DropReason, LateReason};
+use opentelemetry_otlp_direct::Signal;
+use opentelemetry_per_request::{DropReason, Dropped, LateReason};
 
 use crate::load::{SPANS, THREADS};
 use crate::measure::Line;
-use crate::receiver::Mode;
+use crate::receiver::{Items, Mode};
 use crate::watch::{Extremes, Watch};
 use crate::world::{
     Drained, MAX_EXPORTS, MAX_PENDING, MAX_TRACES, World, settled_bytes, wait_until,
@@ -25,11 +26,12 @@ const SLACK: i64 = 64 * 1024;
 /// The same for the memory of the process, which the allocator gives back when it likes.
 const RESIDENT_SLACK: i64 = 48 * 1024 * 1024;
 
-/// What a pending span may take on the heap, with its share of a context, a token, a batch and a request's body.
+/// What a pending span, or log record, may take on the heap, with its share of a context, a token, a batch and a request's body.
 const PENDING_BYTES: i64 = 2 * 1024;
 
-/// Workers, one for a call that is not an export and one to drop things; the driver, the I/O and the log thread.
-const MAX_THREADS: usize = MAX_EXPORTS as usize + 2 + 3;
+/// Workers for each signal, one for a call that is not an export and one to drop things; the driver, the I/O and the log
+/// thread.
+const MAX_THREADS: usize = 3 * MAX_EXPORTS as usize + 2 + 3;
 
 /// One kind of load.
 #[derive(Debug)]
@@ -81,8 +83,10 @@ pub(crate) struct Outcome {
     pub(crate) drained: Vec<Drained>,
     pub(crate) extremes: Extremes,
     pub(crate) took: Duration,
-    spans: u64,
-    exporter_exported: u64,
+    /// Spans and lines that were made.
+    made: [u64; 2],
+    /// Of spans, log records and points, by the exporter's numbers.
+    exporter_exported: [u64; 3],
 }
 
 /// What did not hold.
@@ -97,7 +101,7 @@ impl Scenario {
         let live_before = settled_bytes();
         let mut world = World::new()?;
         let filled = world.fill()?;
-        let watch = Watch::start(world.telemetry.clone());
+        let watch = Watch::start(world.telemetry.handle());
         while drained.len() <= self.rounds as usize || start.elapsed() < at_least {
             (self.round)(&mut world)?;
             drained.push(world.drain()?);
@@ -112,8 +116,9 @@ impl Scenario {
             extremes: watch.extremes(),
             filled,
             took: Duration::ZERO,
-            spans: world.load.spans(),
-            exporter_exported: world.exporter.stats().exported(),
+            made: [world.load.spans(), world.load.lines()],
+            exporter_exported: [Signal::Traces, Signal::Logs, Signal::Metrics]
+                .map(|signal| world.exporter.stats_of(signal).exported()),
             drained,
         };
         drop(watch);
@@ -230,23 +235,27 @@ impl Outcome {
             drained.check(broken);
         }
         let stats = &self.last().stats;
-        must(broken, stats.ended == self.spans, || {
-            format!("{} spans were made, {} ended", self.spans, stats.ended)
+        let taken_in = [stats.ended, stats.logs.received];
+        must(broken, taken_in == self.made, || {
+            let made = self.made;
+            format!("{made:?} spans and lines were made, {taken_in:?} ended")
         });
-        must(broken, stats.exported == self.exporter_exported, || {
+        let exported = [stats.exported, stats.logs.exported, stats.metrics.exported];
+        must(broken, exported == self.exporter_exported, || {
             let by_exporter = self.exporter_exported;
             format!(
-                "exported: {} say the processor's numbers, {by_exporter} the exporter's",
-                stats.exported
+                "exported: {exported:?} say the processor's numbers, {by_exporter:?} the exporter's"
             )
         });
     }
 
-    /// All that the rounds made has arrived, each span once.
+    /// All that the rounds made has arrived, each span and each line once.
     fn must_be_complete(&self, broken: &mut Broken) {
-        let numbers = |Drained { stats, tally, .. }: &Drained| {
-            let made = stats.ended;
-            [stats.exported, tally.taken, tally.distinct].map(|arrived| made - arrived)
+        let numbers = |drained: &Drained| {
+            drained.signals().map(|signal| {
+                let items = signal.items;
+                [signal.exported, items.taken, items.distinct].map(|arrived| signal.made - arrived)
+            })
         };
         let (before, after) = (numbers(&self.filled), numbers(self.last()));
         must(broken, before == after, || {
@@ -276,47 +285,108 @@ impl Outcome {
             seen.unbalanced.is_none() && seen.looks > 100,
             || format!("the account did not add up: {seen:?}"),
         );
-        let within =
-            seen.pending <= MAX_PENDING && seen.traces <= MAX_TRACES && seen.threads <= MAX_THREADS;
+        let within = seen.pending.max(seen.pending_logs) <= MAX_PENDING
+            && seen.traces <= MAX_TRACES
+            && seen.threads <= MAX_THREADS;
         must(broken, within, || format!("out of bounds: {seen:?}"));
     }
 }
 
+/// The account of a signal whose items belong to requests, drained, beside what the receiver has of it.
+struct Account {
+    name: &'static str,
+    made: u64,
+    exported: u64,
+    failed: u64,
+    dropped: Dropped,
+    items: Items,
+}
+
 impl Drained {
+    fn signals(&self) -> [Account; 2] {
+        let (stats, tally) = (&self.stats, &self.tally);
+        [
+            Account {
+                name: "spans",
+                made: stats.ended,
+                exported: stats.exported,
+                failed: stats.failed,
+                dropped: stats.dropped,
+                items: tally.spans,
+            },
+            Account {
+                name: "logs",
+                made: stats.logs.received,
+                exported: stats.logs.exported,
+                failed: stats.logs.failed,
+                dropped: stats.logs.dropped,
+                items: tally.logs,
+            },
+        ]
+    }
+
     fn check(&self, broken: &mut Broken) {
         let (stats, tally) = (&self.stats, &self.tally);
-        let accounted = stats.exported + stats.failed + stats.dropped.total();
-        must(broken, stats.ended == accounted, || {
-            format!("drained, and not accounted for: {stats:?}")
-        });
-        must(broken, tally.strays == 0, || {
-            format!("spans under a token that is not their own: {tally:?}")
-        });
-        // What was answered 200 is never sent again; what was not may be, and then arrives twice. An answer that came
-        // when the exporter had given up is a span that arrived and counts as failed: at least once, never less.
-        let held = tally.taken == tally.distinct
-            && stats.exported <= tally.taken
-            && tally.taken <= stats.exported + stats.failed;
+        for signal in self.signals() {
+            let name = signal.name;
+            let accounted = signal.exported + signal.failed + signal.dropped.total();
+            must(broken, signal.made == accounted, || {
+                format!("{name}: drained, and not accounted for: {stats:?}")
+            });
+            must(broken, signal.items.strays == 0, || {
+                format!("{name} under a token that is not their own: {tally:?}")
+            });
+            let Items {
+                taken, distinct, ..
+            } = signal.items;
+            let held = taken == distinct && signal.arrived_as_counted(taken);
+            must(broken, held, || {
+                format!("{name}: the receiver has something else: {tally:?} {stats:?}")
+            });
+        }
+        let metrics = &stats.metrics;
+        let held = metrics.received == metrics.exported + metrics.failed
+            && metrics.exported <= tally.points
+            && tally.points <= metrics.exported + metrics.failed
+            && tally.stray_points == 0;
         must(broken, held, || {
-            format!("the receiver has something else: {tally:?} {stats:?}")
+            format!("points: the receiver has something else: {tally:?} {metrics:?}")
+        });
+        // Totals, of which the last has arrived: whatever was lost before is in it.
+        must(broken, tally.counted == self.requests, || {
+            format!("of {} requests are counted: {tally:?}", self.requests)
         });
     }
 }
 
+impl Account {
+    /// What was answered 200 is never sent again; what was not may be, and then arrives twice. An answer that came when the
+    /// exporter had given up is an item that arrived and counts as failed: at least once, never less.
+    fn arrived_as_counted(&self, taken: u64) -> bool {
+        self.exported <= taken && taken <= self.exported + self.failed
+    }
+}
+
 fn check_hung(outcome: &Outcome, broken: &mut Broken) {
-    let stats = &outcome.last().stats;
-    let dropped = stats.dropped.by(DropReason::QueueFull);
-    must(
-        broken,
-        dropped > 0 && dropped == stats.dropped.total(),
-        || format!("what does not fit is to be dropped for that reason: {stats:?}"),
-    );
+    let last = outcome.last();
+    for signal in last.signals() {
+        let dropped = signal.dropped.by(DropReason::QueueFull);
+        must(
+            broken,
+            dropped > 0 && dropped == signal.dropped.total(),
+            || {
+                let stats = &last.stats;
+                format!("what does not fit is to be dropped for that reason: {stats:?}")
+            },
+        );
+    }
     let seen = &outcome.extremes;
-    must(broken, seen.pending > MAX_PENDING * 9 / 10, || {
+    let least = seen.pending.min(seen.pending_logs);
+    must(broken, least > MAX_PENDING * 9 / 10, || {
         format!("it was never full: {seen:?}")
     });
     // Those that are being made are not pending.
-    let most = (MAX_PENDING + THREADS * SPANS) as i64 * PENDING_BYTES;
+    let most = (2 * MAX_PENDING + THREADS * (SPANS + 1)) as i64 * PENDING_BYTES;
     let grown = seen.live_bytes - outcome.live_before;
     must(broken, grown <= most, || {
         format!("{grown} bytes on the heap while the collector hung, of {most}")
@@ -331,17 +401,21 @@ fn check_never_ending(outcome: &Outcome, broken: &mut Broken) {
     // Each trace had its root open, and a few were evicted before their child started.
     must(
         broken,
-        0 < evicted && evicted <= late && late == tally.late,
+        0 < evicted && evicted <= late && late == tally.spans.late,
         || format!("{evicted} were evicted with an open span, {late} were late: {tally:?}"),
     );
     must(broken, stats.late.by(LateReason::TraceEvicted) > 0, || {
         format!("no eviction was remembered: {stats:?}")
     });
+    let late = stats.logs.late.total();
+    must(broken, late == tally.logs.late, || {
+        format!("{late} lines were late: {tally:?}")
+    });
 }
 
 fn check_flapping(outcome: &Outcome, broken: &mut Broken) {
     let tally = &outcome.last().tally;
-    must(broken, tally.late == 0, || {
+    must(broken, tally.spans.late + tally.logs.late == 0, || {
         format!("some were late: {tally:?}")
     });
 }

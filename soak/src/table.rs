@@ -1,19 +1,27 @@
 //! The outcomes side by side.
 
-use opentelemetry_per_request::DropReason;
+use opentelemetry_per_request::{DropReason, Dropped};
 
 use crate::scenario::Outcome;
 
 /// A name, and the value for each outcome.
 type Row = (&'static str, fn(&Outcome) -> String);
 
-const ROWS: [Row; 21] = [
+const ROWS: [Row; 27] = [
     ("ended", |o| o.last().stats.ended.to_string()),
     ("exported", |o| o.last().stats.exported.to_string()),
-    ("received", |o| o.last().tally.taken.to_string()),
+    ("received", |o| o.last().tally.spans.taken.to_string()),
     ("failed", |o| o.last().stats.failed.to_string()),
-    ("dropped", |o| dropped(o)),
+    ("dropped", |o| dropped(&o.last().stats.dropped)),
     ("late", |o| o.last().stats.late.total().to_string()),
+    ("logs emitted", |o| o.last().stats.logs.received.to_string()),
+    ("logs received", |o| o.last().tally.logs.taken.to_string()),
+    ("logs failed", |o| o.last().stats.logs.failed.to_string()),
+    ("logs dropped", |o| dropped(&o.last().stats.logs.dropped)),
+    ("logs late", |o| {
+        o.last().stats.logs.late.total().to_string()
+    }),
+    ("points received", |o| o.last().tally.points.to_string()),
     ("evicted traces", |o| {
         o.last().stats.evicted_traces.to_string()
     }),
@@ -62,11 +70,10 @@ pub(crate) fn print(outcomes: &[Outcome]) {
 }
 
 /// By reason, where there are any.
-fn dropped(outcome: &Outcome) -> String {
-    let stats = &outcome.last().stats;
+fn dropped(dropped: &Dropped) -> String {
     let by_reason = DropReason::ALL.into_iter().filter_map(|reason| {
-        let spans = stats.dropped.by(reason);
-        (spans > 0).then(|| format!("{spans} {reason}"))
+        let items = dropped.by(reason);
+        (items > 0).then(|| format!("{items} {reason}"))
     });
     let reasons: Vec<_> = by_reason.collect();
     match reasons.is_empty() {

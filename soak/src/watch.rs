@@ -19,6 +19,8 @@ const ASK: Duration = Duration::from_millis(50);
 pub(crate) struct Extremes {
     pub(crate) looks: u64,
     pub(crate) pending: u64,
+    /// Of log records.
+    pub(crate) pending_logs: u64,
     pub(crate) traces: u64,
     pub(crate) live_bytes: i64,
     pub(crate) resident_bytes: i64,
@@ -90,6 +92,7 @@ impl Extremes {
     fn look(&mut self, stats: &Stats) {
         self.looks += 1;
         self.pending = self.pending.max(stats.pending());
+        self.pending_logs = self.pending_logs.max(stats.logs.pending());
         self.traces = self.traces.max(stats.traces);
         self.live_bytes = self.live_bytes.max(measure::live_bytes());
         if !stats.is_balanced() && self.unbalanced.is_none() {

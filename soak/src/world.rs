@@ -1,14 +1,13 @@
-//! Real parts under load: a provider with `PerRequestSpanProcessor` over `DirectExporter`, and a receiver on loopback.
+//! Real parts under load: a `Telemetry` over `DirectExporter`, and a receiver on loopback.
 
 use std::io;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use futures_executor::block_on;
-use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_otlp_direct::{DirectExporter, ExporterHandle, RetryPolicy};
-use opentelemetry_per_request::{Config, FlushError, Handle, PerRequestSpanProcessor, Stats};
-use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
+use opentelemetry_per_request::{Config, FlushError, Stats, Telemetry};
+use opentelemetry_sdk::trace::Sampler;
 
 use crate::collector::Collector;
 use crate::load::Load;
@@ -16,6 +15,7 @@ use crate::measure;
 use crate::receiver::{Mode, Tally};
 
 pub(crate) const MAX_TRACES: u64 = 1_000;
+/// Of spans, and of log records.
 pub(crate) const MAX_PENDING: u64 = 4_096;
 pub(crate) const MAX_EXPORTS: u64 = 20;
 
@@ -30,9 +30,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) struct World {
     pub(crate) collector: Collector,
     pub(crate) exporter: ExporterHandle,
-    pub(crate) telemetry: Handle,
+    pub(crate) telemetry: Telemetry,
     pub(crate) load: Load,
-    provider: SdkTracerProvider,
 }
 
 /// How things stand when everything that was under way is over.
@@ -41,6 +40,8 @@ pub(crate) struct Drained {
     pub(crate) at: Instant,
     pub(crate) stats: Stats,
     pub(crate) tally: Tally,
+    /// Requests that were made by then.
+    pub(crate) requests: u64,
     pub(crate) live_bytes: i64,
     pub(crate) resident_bytes: i64,
 }
@@ -62,23 +63,19 @@ impl World {
         let config = Config::default()
             .with_max_traces(MAX_TRACES as usize)
             .with_max_pending_spans(MAX_PENDING as usize)
+            .with_max_pending_logs(MAX_PENDING as usize)
             .with_max_concurrent_exports(MAX_EXPORTS as usize);
-        let processor = PerRequestSpanProcessor::builder(exporter)
+        let telemetry = Telemetry::builder()
+            .with_exporter(exporter)
             .with_config(config)
+            .with_sampler(Sampler::AlwaysOn)
             .build()
             .map_err(io::Error::other)?;
-        let telemetry = processor.handle();
-        let provider = SdkTracerProvider::builder()
-            .with_sampler(Sampler::AlwaysOn)
-            .with_span_processor(processor)
-            .build();
-        let load = Load::new(provider.tracer("soak"));
         Ok(Self {
             collector,
             exporter: handle,
+            load: Load::new(&telemetry),
             telemetry,
-            load,
-            provider,
         })
     }
 
@@ -93,19 +90,29 @@ impl World {
 
     /// Waits for what was under way. What was lost is in the account, and no error here.
     pub(crate) fn flush(&self) -> io::Result<()> {
-        match block_on(self.telemetry.flush_with_timeout(PATIENCE)) {
-            Ok(()) | Err(FlushError::Lost { .. }) => Ok(()),
-            Err(error) => Err(io::Error::other(error)),
+        let Err(error) = block_on(self.telemetry.flush_with_timeout(PATIENCE)) else {
+            return Ok(());
+        };
+        let errors = [&error.spans, &error.logs, &error.metrics];
+        let is_lost = |error: &FlushError| matches!(error, FlushError::Lost { .. });
+        if errors.into_iter().flatten().all(is_lost) {
+            return Ok(());
         }
+        Err(io::Error::other(error))
     }
 
-    /// Waits until nothing is left of the traffic: not a span, a trace, a context or a connection.
+    /// Waits until nothing is left of the traffic: not an item, a trace, a context or a connection.
     pub(crate) fn drain(&mut self) -> io::Result<Drained> {
         self.flush()?;
         let telemetry = self.telemetry.clone();
-        wait_until("no trace and no span", || {
+        wait_until("no trace, and nothing pending", || {
             let stats = telemetry.stats();
-            Ok(stats.traces == 0 && stats.pending() == 0)
+            let pending = [
+                stats.pending(),
+                stats.logs.pending(),
+                stats.metrics.pending(),
+            ];
+            Ok(stats.traces == 0 && pending == [0; 3])
         })?;
         wait_until("no context of a request", || Ok(self.load.contexts() == 0))?;
         self.hush()?;
@@ -117,6 +124,7 @@ impl World {
             at: Instant::now(),
             stats: self.telemetry.stats(),
             tally: self.collector.tally()?,
+            requests: self.load.requests(),
             live_bytes: settled_bytes(),
             resident_bytes: measure::resident_bytes(),
         })
@@ -132,7 +140,7 @@ impl World {
     /// Ends it all, and waits for its threads.
     pub(crate) fn end(self) -> io::Result<()> {
         // A shutdown reports the losses of the last round, which are in the account.
-        let _ = self.provider.shutdown_with_timeout(PATIENCE);
+        let _ = block_on(self.telemetry.shutdown(PATIENCE));
         drop(self);
         wait_until("no thread of the processor", || {
             Ok(measure::processor_threads() == 0)

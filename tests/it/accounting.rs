@@ -79,7 +79,7 @@ fn numbers_add_up_at_every_moment_under_concurrency() {
         ("blocks", |gate| Recorder::always(Act::Block(gate))),
         ("mixed", |gate| {
             let turn = AtomicU64::new(0);
-            Recorder::scripted(move |_| match turn.fetch_add(1, Ordering::Relaxed) % 8 {
+            Recorder::by(move |_| match turn.fetch_add(1, Ordering::Relaxed) % 8 {
                 0 => Act::Fail("now and then"),
                 1 => Act::Panic,
                 2 => Act::Hang(gate.clone()),

@@ -217,7 +217,7 @@ fn max_concurrent_exports_is_reached_and_never_exceeded() {
         for blocks in [false, true] {
             let gates: Vec<Gate> = (0..20).map(|_| Gate::default()).collect();
             let script = gates.clone();
-            let exporter = Recorder::scripted(move |spans| {
+            let exporter = Recorder::by(move |spans| {
                 let gate = script[spans[0].name.parse::<usize>().unwrap()].clone();
                 if blocks {
                     Act::Block(gate)
@@ -282,7 +282,7 @@ fn asynchronous_export_is_cancelled_at_its_timeout() {
         Config::default()
             .with_max_concurrent_exports(1)
             .with_export_timeout(Duration::from_millis(100)),
-        Recorder::scripted(move |spans| match spans[0].name.as_ref() {
+        Recorder::by(move |spans| match spans[0].name.as_ref() {
             "hangs" => Act::Hang(hang.clone()),
             _ => Act::Take,
         }),
@@ -313,7 +313,7 @@ fn blocking_export_is_failed_at_its_timeout_and_keeps_its_slot_until_it_returns(
         Config::default()
             .with_max_concurrent_exports(1)
             .with_export_timeout(Duration::from_millis(100)),
-        Recorder::scripted(move |spans| match spans[0].name.as_ref() {
+        Recorder::by(move |spans| match spans[0].name.as_ref() {
             "blocks" => Act::Block(block.clone()),
             _ => Act::Take,
         }),

@@ -42,7 +42,7 @@ impl Way {
 }
 
 fn fails_if_named(name: &'static str) -> Recorder {
-    Recorder::scripted(
+    Recorder::by(
         move |spans| match spans.iter().any(|span| span.name == name) {
             true => Act::Fail("named to fail"),
             false => Act::Take,
@@ -306,7 +306,7 @@ fn flush_trace_does_not_wait_for_another_traces_export() {
         let hang = gate.clone();
         let world = World::with_exporter(
             held_back(),
-            Recorder::scripted(move |spans| match spans[0].name.as_ref() {
+            Recorder::by(move |spans| match spans[0].name.as_ref() {
                 "hangs" if blocks => Act::Block(hang.clone()),
                 "hangs" => Act::Hang(hang.clone()),
                 "fails" => Act::Fail("no"),

@@ -168,7 +168,7 @@ fn metrics_have_conventional_names_and_the_numbers_of_stats() {
             .with_max_traces(1)
             .with_max_spans_per_trace(2)
             .with_max_pending_spans(3),
-        Recorder::scripted(move |spans| match spans[0].name.as_ref() {
+        Recorder::by(move |spans| match spans[0].name.as_ref() {
             "bad" => Act::Fail("no"),
             "worse" => Act::Panic,
             "hangs" => Act::Hang(hang.clone()),
@@ -300,7 +300,7 @@ fn metrics_of_log_records_have_names_of_their_own() {
         .build();
     let gate = Gate::default();
     let hang = gate.clone();
-    let records = LogRecorder::scripted(move |logs| match logs[0].body().as_str() {
+    let records = LogRecorder::by(move |logs| match logs[0].body().as_str() {
         "bad" => Act::Fail("no"),
         "worse" => Act::Panic,
         "hangs" => Act::Hang(hang.clone()),

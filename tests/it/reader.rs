@@ -5,9 +5,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use opentelemetry::metrics::{Counter, Meter, MeterProvider as _};
-use opentelemetry::trace::{Link, SpanKind, TraceId, TraceState, Tracer as _, TracerProvider as _};
+use opentelemetry::trace::{
+    Link, Span as _, SpanKind, TraceId, TraceState, Tracer as _, TracerProvider as _,
+};
 use opentelemetry::{Context, KeyValue};
-use opentelemetry_per_request::{Config, DropReason, FlushError, Handle, Stats};
+use opentelemetry_per_request::{Config, DropReason, FlushError, Handle, Stats, Telemetry};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkError;
 use opentelemetry_sdk::metrics::{SdkMeterProvider, Temporality};
@@ -92,10 +94,12 @@ impl MetricWorld {
     }
 
     /// Waits until so many collections came to the exporter, and no others.
+    /// Waits until so many collections have come to the exporter, and it has answered.
     fn wait_for_exports(&self, number: usize) {
         wait_until(&format!("{number} collections at the exporter"), || {
             balanced(&self.telemetry);
-            self.exporter.seen().len() == number
+            let metrics = self.stats().metrics;
+            self.exporter.entered() == number && metrics.in_flight == 0
         });
     }
 
@@ -446,7 +450,7 @@ fn flush_waits_for_the_collection_and_for_its_export() {
 fn flush_of_metrics_tells_what_was_lost() {
     let fails = Arc::new(AtomicBool::new(true));
     let script = fails.clone();
-    let exporter = MetricRecorder::scripted(move |_| match script.load(Ordering::SeqCst) {
+    let exporter = MetricRecorder::by(move |_| match script.load(Ordering::SeqCst) {
         true => Act::Fail("no"),
         false => Act::Take,
     });
@@ -519,6 +523,46 @@ fn flush_says_that_a_callback_panicked() {
     assert!(matches!(shut_down, Err(FlushError::Collect(_))));
     assert_eq!(metrics.exporter.calls().last(), Some(&Call::Shutdown));
     assert_eq!(metrics.exporter.entered(), 0);
+}
+
+/// Scenario: a handle of all signals flushes one trace, whose span is being exported, while metrics are collected for somebody else,
+/// which fails.
+/// Guarantees: nothing was collected for it, so it says nothing of that.
+#[test]
+fn flush_of_a_trace_hears_nothing_of_a_collection() {
+    let gate = Gate::default();
+    let metrics = MetricRecorder::new();
+    let telemetry = Telemetry::builder()
+        .with_config(rarely())
+        .with_span_exporter(Recorder::always(Act::Hang(gate.clone())))
+        .with_metric_exporter(metrics.clone())
+        .build()
+        .unwrap();
+    let span = telemetry.tracer_provider().tracer("test").start("span");
+    let trace = span.span_context().trace_id();
+    drop(span);
+    let collecting = Gate::default();
+    let asked = collecting.clone();
+    telemetry
+        .meter_provider()
+        .meter("test")
+        .u64_observable_gauge("panics")
+        .with_callback(move |_| {
+            asked.wait();
+            panic!("a callback that panics, as its test says");
+        })
+        .build();
+    let all = telemetry.flush();
+    let of_trace = telemetry.handle().flush_trace(trace);
+    collecting.open();
+    wait_until("what follows a collection", || {
+        metrics.count(Call::ForceFlush) == 1
+    });
+    gate.open();
+    assert_eq!(soon(of_trace), Ok(()));
+    let error = soon(all).unwrap_err();
+    assert_eq!(error.spans, None);
+    assert!(matches!(error.metrics, Some(FlushError::Collect(_))));
 }
 
 /// Scenario: a flush of spans has begun, and waits for an export, when a callback panics.
@@ -622,11 +666,11 @@ fn at_most_32_collections_are_on_their_way_and_nothing_is_lost() {
     let exporter = MetricRecorder::always(Act::Hang(gate.clone()));
     let metrics = MetricWorld::delta(at_once(), exporter);
     for n in 0..TIMES {
-        metrics.count(1);
         let collected = n.min(32);
         wait_until("earlier ones are collected", || {
             metrics.stats().metrics.received == collected
         });
+        metrics.count(1);
         let flushed = soon(metrics.telemetry.flush_with_timeout(Duration::ZERO));
         assert!(
             matches!(flushed, Err(FlushError::Timeout(_))),

@@ -46,7 +46,7 @@ fn pending_export_goes_on_while_another_one_blocks_its_thread() {
     let (hang, block) = (pending.clone(), blocking.clone());
     let world = World::with_exporter(
         Config::default(),
-        Recorder::scripted(move |spans| match spans[0].name.as_ref() {
+        Recorder::by(move |spans| match spans[0].name.as_ref() {
             "pending" => Act::Hang(hang.clone()),
             _ => Act::YieldAndBlock(block.clone()),
         }),
@@ -75,7 +75,7 @@ fn quick_exporter_that_blocks_once_holds_up_no_other_request() {
         let block = gate.clone();
         let world = World::with_exporter(
             held_back(),
-            Recorder::scripted(move |spans| match spans[0].name.as_ref() {
+            Recorder::by(move |spans| match spans[0].name.as_ref() {
                 "blocks" => Act::Block(block.clone()),
                 _ => Act::Take,
             }),
@@ -115,7 +115,7 @@ fn export_goes_on_while_the_exporters_force_flush_waits_for_it() {
     let hang = pending.clone();
     let world = World::with_exporter(
         Config::default(),
-        Recorder::scripted(move |_| Act::Hang(hang.clone())),
+        Recorder::by(move |_| Act::Hang(hang.clone())),
     );
     let (exporter, begun) = (world.exporter.clone(), flushing.clone());
     let given_up = Arc::new(AtomicBool::new(false));

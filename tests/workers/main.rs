@@ -21,6 +21,7 @@ mod one_request;
 mod panics;
 mod requests;
 mod set_up;
+mod signals;
 mod spans;
 mod support;
 mod tracing;

@@ -6,6 +6,8 @@
 
 #[path = "scenarios/requests.rs"]
 mod requests;
+#[path = "scenarios/signals.rs"]
+mod signals;
 #[path = "scenarios/tracing.rs"]
 mod tracing;
 
@@ -68,10 +70,16 @@ pub(crate) async fn handle_outside(request: &Request, env: &Env) -> Option<Resul
         "/visits" => Some(visits()),
         "/stats" => Some(stats(env)),
         "/flush" => Some(flush(env).await),
+        "/flush-all" => Some(signals::flush(env).await),
+        "/shutdown" => Some(signals::shutdown(env).await),
+        "/log-outside" => Some(signals::log_outside()),
         "/check" => Some(check(env).await),
         _ => None,
     }
 }
+
+pub(crate) use signals::prepare;
+pub(crate) use tracing::subscribe;
 
 /// What has a span of its own around it: that of a layer.
 pub(crate) use requests::serve;
@@ -95,6 +103,7 @@ pub(crate) async fn handle(request: Request, env: Env, ctx: Context) -> Result<R
         // As a proxy does: to whatever `host` says.
         "/echo" => TracedFetch::request(request).send().await,
         "/refresh" => refresh(&query).await,
+        path if path.starts_with("/signals/") => signals::handle(path, &query, &ctx).await,
         "/durable" => durable(&query, &env).await,
         "/reset" => reset(&query, &env).await,
         path => tracing::handle(path, &query, &ctx).await,
@@ -267,7 +276,19 @@ fn visits() -> Result<Response> {
 fn stats(env: &Env) -> Result<Response> {
     let stats = TELEMETRY.handle(env).map(|handle| handle.stats());
     let stats = stats.unwrap_or_default();
+    let (logs, metrics) = (&stats.logs, &stats.metrics);
     Response::from_json(&HashMap::from([
+        ("logs", logs.received),
+        ("logs_exported", logs.exported),
+        ("logs_failed", logs.failed),
+        ("logs_dropped", logs.dropped.total()),
+        ("logs_late", logs.late.total()),
+        ("logs_pending", logs.pending()),
+        ("log_exports", logs.exports),
+        ("points", metrics.received),
+        ("points_exported", metrics.exported),
+        ("points_pending", metrics.pending()),
+        ("metric_exports", metrics.exports),
         ("ended", stats.ended),
         ("exported", stats.exported),
         ("failed", stats.failed),

@@ -11,6 +11,7 @@ mod documents;
 mod fuzz;
 mod miri;
 mod model;
+mod python;
 mod races;
 mod semver;
 mod soak;
@@ -26,7 +27,8 @@ usage: cargo xtask <command>
 
   test             everything that must hold: format, lints, docs, each feature alone,
                    licences, packages, examples, the demo, the comparison's promises, soak,
-                   race models, Workers in workerd, unit, property, integration and doc tests
+                   race models, Workers in workerd, what Python decodes, unit, property,
+                   integration and doc tests
   test <step>...   only these steps
   steps            the names of the steps
   model [n]        the model test with n sequences a platform, a million if not said

@@ -8,6 +8,7 @@ use crate::compare::compare;
 use crate::deny::deny;
 use crate::documents;
 use crate::fuzz;
+use crate::python::python;
 use crate::races::races;
 use crate::soak;
 use crate::workers::workers;
@@ -46,8 +47,9 @@ const PUBLISHED: [(&str, &[&str]); 2] = [
     ),
 ];
 
-const EXAMPLES: [&str; 7] = [
+const EXAMPLES: [&str; 8] = [
     "direct",
+    "three_signals",
     "otlp_http",
     "otlp_grpc",
     "per_request_tokens",
@@ -127,6 +129,10 @@ const STEPS: &[Step] = &[
     Step {
         name: "clients",
         run: clients,
+    },
+    Step {
+        name: "python",
+        run: python,
     },
     Step {
         name: "tests",

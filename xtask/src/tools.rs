@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::SystemTime;
 
-use crate::command::{output, run};
+use crate::command::{Outcome, output, run};
 
 /// The folder of the workspace.
 pub(crate) fn root() -> PathBuf {
@@ -36,6 +36,18 @@ pub(crate) fn tool(
         .arg(format!("{package}@{version}"));
     run(install)?;
     Ok(ours)
+}
+
+/// Installs packages of a Debian, as root.
+pub(crate) fn install_packages(packages: &[&str]) -> Outcome {
+    let apt = |arguments: &[&str]| {
+        let mut apt = Command::new("apt-get");
+        apt.args(arguments).env("DEBIAN_FRONTEND", "noninteractive");
+        run(apt)
+    };
+    apt(&["update", "--quiet"])?;
+    let install = ["install", "--yes", "--quiet", "--no-install-recommends"];
+    apt(&[&install[..], packages].concat())
 }
 
 fn has_version(program: &Path, version: &str) -> bool {

@@ -7,6 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::command::{Outcome, output, run, run_within};
+use crate::tools::install_packages;
 
 pub(crate) const TARGET: &str = "wasm32-unknown-unknown";
 
@@ -115,7 +116,7 @@ fn add_target() -> Outcome {
 }
 
 fn prepare_debian(scratch: &Path) -> Outcome {
-    install_packages()?;
+    install_packages(&DEBIAN_PACKAGES)?;
     let built = build_std(scratch)?;
     let libraries = Toolchain::Debian
         .libraries()
@@ -126,17 +127,6 @@ fn prepare_debian(scratch: &Path) -> Outcome {
         true => Ok(()),
         false => Err(format!("{} still has no libstd", libraries.display())),
     }
-}
-
-fn install_packages() -> Outcome {
-    let apt = |arguments: &[&str]| {
-        let mut apt = Command::new("apt-get");
-        apt.args(arguments).env("DEBIAN_FRONTEND", "noninteractive");
-        run(apt)
-    };
-    apt(&["update", "--quiet"])?;
-    let install = ["install", "--yes", "--quiet", "--no-install-recommends"];
-    apt(&[&install[..], &DEBIAN_PACKAGES].concat())
 }
 
 /// Compiles the standard library with an empty crate. Returns the folder where it is.

@@ -18,17 +18,20 @@ use crate::wasm::{TARGET, Toolchain};
 const WORKER_BUILD_VERSION: &str = "0.8.7";
 
 /// The published crates, which must compile for Workers by themselves, and with all features that work there.
-const PUBLISHED: [(&str, &str); 5] = [
+const PUBLISHED: [(&str, &str); 8] = [
     ("opentelemetry-per-request", "worker"),
+    ("opentelemetry-per-request", "worker,logs"),
+    ("opentelemetry-per-request", "worker,metric-reader"),
     ("opentelemetry-per-request", "worker,tower,axum"),
     (
         "opentelemetry-per-request",
-        "worker,tokio,metrics,internal-logs,tower,axum,reqwest,tracing",
+        "worker,tokio,metrics,internal-logs,logs,metric-reader,tower,axum,reqwest,tracing",
     ),
     ("opentelemetry-otlp-direct", "worker"),
+    ("opentelemetry-otlp-direct", "worker,logs,metric-export"),
     (
         "opentelemetry-otlp-direct",
-        "worker,gzip,metrics,internal-logs,tonic",
+        "worker,gzip,metrics,internal-logs,logs,metric-export,json,tonic",
     ),
 ];
 

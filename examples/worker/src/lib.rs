@@ -1,5 +1,5 @@
-//! A Worker whose spans arrive: all of them, in one request to the collector for each request that it answers, under the
-//! credentials of that request.
+//! A Worker whose telemetry arrives: spans, log records and metrics, each in one request to the collector for each request that
+//! it answers, under the credentials of that request.
 
 #![forbid(unsafe_code)]
 
@@ -9,18 +9,29 @@ mod scenarios;
 
 mod orders;
 
+use opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge;
 use opentelemetry_otlp_direct::{DirectExporter, ExportToken};
+use opentelemetry_per_request::Carry as _;
 use opentelemetry_per_request::workers::{SetUp, Telemetry};
-use opentelemetry_per_request::{Carry as _, Config, PerRequestSpanProcessor};
+use tracing_subscriber::layer::SubscriberExt as _;
 use worker::{Context, Env, Request, Response, Result, event};
 
 static TELEMETRY: Telemetry = Telemetry::new(|env| {
-    let exporter = DirectExporter::builder().with_worker_env(env).build()?;
-    let processor = PerRequestSpanProcessor::builder(exporter)
-        .with_config(Config::from_worker_env(env))
+    let builder = opentelemetry_per_request::Telemetry::builder();
+    #[cfg(feature = "scenarios")]
+    let builder = scenarios::prepare(builder, env);
+    let signals = builder
+        .with_worker_env(env)
+        .with_exporter(DirectExporter::builder().with_worker_env(env).build()?)
         .build()?;
-    // Whose telemetry this is. Without it, all spans leave under the headers that are configured.
-    let set_up = SetUp::new(processor).with_request_context(|request, cx| {
+    #[cfg(feature = "scenarios")]
+    scenarios::subscribe(&signals);
+    // What `tracing::info!` and the like say is a log record of the request that they are in.
+    let logs = OpenTelemetryTracingBridge::new(signals.logger_provider());
+    let subscriber = tracing_subscriber::registry().with(logs);
+    let _ = tracing::subscriber::set_global_default(subscriber);
+    // Whose telemetry this is. Without it, all of it leaves under the headers that are configured.
+    let set_up = SetUp::from(signals).with_request_context(|request, cx| {
         let token = request.header("x-telemetry-token");
         match token.and_then(|token| ExportToken::new(&token).ok()) {
             Some(token) => token.attach_to(&cx),

@@ -1,10 +1,17 @@
 //! What a handler calls: no span, tracer or context is handed to any of it.
 
+use std::sync::LazyLock;
 use std::time::Duration;
 
+use opentelemetry::global;
+use opentelemetry::metrics::Counter;
 use opentelemetry_per_request::workers::TracedFetch;
 use opentelemetry_per_request::{Outcome, active_span, in_child, in_child_sync};
+use tracing::info;
 use worker::{Delay, Result};
+
+static LOADED: LazyLock<Counter<u64>> =
+    LazyLock::new(|| global::meter("orders").u64_counter("orders.loaded").build());
 
 pub(crate) struct Order {
     pub(crate) number: u32,
@@ -22,6 +29,8 @@ pub(crate) async fn load(number: u32, prices: Option<String>) -> Result<Order> {
             Some(url) => price(url).await?,
             None => "unknown".to_owned(),
         };
+        info!(order = row, "loaded");
+        LOADED.add(1, &[]);
         Ok(Order { number: row, price })
     })
     .await

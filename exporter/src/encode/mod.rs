@@ -176,7 +176,7 @@ impl Encoding {
     /// A request for the signal, made of its protobuf.
     ///
     /// `build` refuses [`Json`](Self::Json) without the feature.
-    fn request(self, signal: Signal, protobuf: Vec<u8>) -> Vec<u8> {
+    pub(crate) fn request(self, signal: Signal, protobuf: Vec<u8>) -> Vec<u8> {
         match self {
             #[cfg(feature = "json")]
             Self::Json => json::from_protobuf(json::request(signal), &protobuf),

@@ -1,7 +1,11 @@
 //! Spans to bytes, beside what `opentelemetry-proto` and `prost` make of the same spans.
 
 use super::Input;
+#[cfg(feature = "json")]
+use crate::encode::Encoding;
 use crate::encode::{EncodedResource, Item, Plan, encode_request};
+#[cfg(feature = "json")]
+use crate::signal::Signal;
 use opentelemetry::trace::{
     Event, Link, SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceId, TraceState,
 };
@@ -21,6 +25,16 @@ pub fn property(data: &[u8]) {
     let (resource, spans) = input.resource_and_spans();
     same_bytes(&resource, &spans);
     division(&resource, &spans, limit);
+    #[cfg(feature = "json")]
+    is_json(Signal::Traces, reference(&resource, &spans).encode_to_vec());
+}
+
+/// A request as JSON can be read. What it says is compared elsewhere.
+#[cfg(feature = "json")]
+pub(super) fn is_json(signal: Signal, protobuf: Vec<u8>) {
+    let json = Encoding::Json.request(signal, protobuf);
+    let read: serde_json::Value = serde_json::from_slice(&json).unwrap();
+    assert!(read.is_object());
 }
 
 /// What [`property`] is asked of, for other questions.

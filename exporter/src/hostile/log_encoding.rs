@@ -2,7 +2,11 @@
 
 use super::Input;
 use super::encoding::divided;
+#[cfg(feature = "json")]
+use super::encoding::is_json;
 use crate::encode::{EncodedResource, Record, encode_logs_request};
+#[cfg(feature = "json")]
+use crate::signal::Signal;
 use opentelemetry::InstrumentationScope;
 use opentelemetry::logs::{AnyValue, LogRecord as _, Logger as _, LoggerProvider as _, Severity};
 use opentelemetry::trace::{SpanId, TraceFlags, TraceId};
@@ -27,6 +31,8 @@ pub fn property(data: &[u8]) {
     let records = input.records();
     same_bytes(&resource, &records);
     division(&resource, &records, limit);
+    #[cfg(feature = "json")]
+    is_json(Signal::Logs, reference(&resource, &records).encode_to_vec());
 }
 
 /// What [`property`] is asked of, for other questions.

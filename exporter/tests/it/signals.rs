@@ -137,7 +137,7 @@ fn timeout_of_a_signal_is_its_own() {
     for signal in exported_signals() {
         let collector = Collector::answering(|_, _| Reply::Hang);
         let exporter = builder(&collector.endpoint())
-            .with_timeout(Duration::ZERO)
+            .with_timeout(Duration::from_secs(20))
             .with_signal(signal, |signal| signal.with_timeout(moment))
             .build()
             .unwrap();

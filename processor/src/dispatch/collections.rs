@@ -6,7 +6,6 @@ use super::{Batch, Dispatch, Origin};
 use crate::clock::Instant;
 use crate::config::Config;
 use crate::signal::{Collected, Items, Signal};
-use crate::stats::DropReason;
 
 /// So many collections may be on their way. With more, what is measured stays where it is, in the instruments, and a later
 /// collection takes it.
@@ -23,6 +22,8 @@ pub(super) struct Collections {
     news: bool,
     /// The ids of the batches that collections under way will be.
     under_way: Vec<u64>,
+    /// The shutdown is over for what they find.
+    abandoned: bool,
 }
 
 /// How often metrics are collected.
@@ -43,6 +44,11 @@ impl Collections {
     pub(super) fn want(&mut self) {
         self.news |= self.pace.is_some() && !self.wanted;
         self.wanted = self.pace.is_some();
+    }
+
+    /// What is found from now on comes too late.
+    pub(super) fn abandon(&mut self) {
+        self.abandoned = true;
     }
 
     /// Something that stood in the way of a collection may be gone.
@@ -119,6 +125,12 @@ impl Dispatch {
         due.then(|| self.begin_collection(now))
     }
 
+    /// Whether a request has come to its end since metrics were collected last.
+    #[cfg(target_family = "wasm")]
+    pub(crate) fn wants_metrics(&self) -> bool {
+        self.collections.wanted
+    }
+
     /// How long to wait until metrics are to be collected, if they are to be.
     #[cfg(target_family = "wasm")]
     pub(crate) fn wait_to_collect(&self, now: Instant) -> Option<Duration> {
@@ -137,49 +149,28 @@ impl Dispatch {
         id
     }
 
-    /// A collection has ended, and found this.
+    /// A collection has ended, and found this. What is found after the deadline of a shutdown is dropped: the instruments do
+    /// not have it any more.
     pub(crate) fn end_collection(&mut self, id: u64, found: Option<Collected>) {
         let under_way = &mut self.collections.under_way;
-        let place = under_way.iter().position(|other| *other == id);
-        let Some(place) = place else {
-            return self.abandon_found(id, found);
+        let Some(place) = under_way.iter().position(|other| *other == id) else {
+            return;
         };
         under_way.remove(place);
         self.collections.look_again();
         let Some(found) = found else {
             return self.advance_flushes(id, Signal::Metrics, &Origin::Metrics);
         };
-        let batch = self.batch_of(id, found);
-        self.line_up(batch);
-    }
-
-    /// What was found when the shutdown was over: it is out of the instruments, and lost.
-    fn abandon_found(&mut self, id: u64, found: Option<Collected>) {
-        let Some(found) = found else {
-            return;
-        };
-        let batch = self.batch_of(id, found);
-        let (items, trace) = (batch.items.len() as u64, batch.origin.trace());
-        let reason = DropReason::ShutdownTimeout;
-        self.note_drop(Signal::Metrics, reason, items, trace);
-        self.garbage.batches.push(batch);
-    }
-
-    /// It is counted as received.
-    fn batch_of(&mut self, id: u64, found: Collected) -> Batch {
         self.lanes[Signal::Metrics].stats.received += found.points as u64;
-        Batch {
+        let batch = Batch {
             id,
             context: self.fallback.clone(),
             items: Items::Metrics(Box::new(found)),
             origin: Origin::Metrics,
-        }
-    }
-
-    /// The shutdown is over for collections that did not come to their end.
-    pub(super) fn abandon_collections(&mut self) {
-        for id in std::mem::take(&mut self.collections.under_way) {
-            self.advance_flushes(id, Signal::Metrics, &Origin::Metrics);
+        };
+        match self.collections.abandoned {
+            false => self.line_up(batch),
+            true => self.give_up_waiting(batch),
         }
     }
 }

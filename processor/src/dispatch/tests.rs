@@ -1,5 +1,10 @@
 //! What the dispatch does in the cases that are worth a name of their own. The model tries the rest.
 
+#[cfg(feature = "logs")]
+mod logs;
+#[cfg(feature = "metric-reader")]
+mod metrics;
+
 use super::*;
 use crate::config::FlushTrigger;
 

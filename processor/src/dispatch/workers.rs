@@ -53,7 +53,7 @@ impl Dispatch {
     }
 
     /// As [`Dispatch::next_batch`], of metrics only.
-    #[cfg(target_family = "wasm")]
+    #[cfg(any(feature = "metric-reader", target_family = "wasm"))]
     pub(crate) fn next_metrics(&mut self, deadline: Option<Instant>) -> Option<Batch> {
         self.next_batch_at(Signal::Metrics, 0, deadline)
     }

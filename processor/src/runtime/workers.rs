@@ -251,6 +251,10 @@ impl Shared {
         let garbage = state.dispatch.take_garbage();
         let paced = state.take_paced();
         let leaving = state.dispatch.has_ready_batch();
+        // A timer that died with its event is noticed when a request starts, so that nothing else asks for the time.
+        #[cfg(feature = "metric-reader")]
+        let collecting =
+            state.dispatch.wants_metrics() && (state.timer.is_none() || reach.others > 0);
         let over: Vec<Signal> = state.closing().collect();
         let notices = state.take_notices();
         drop(state);
@@ -261,7 +265,9 @@ impl Shared {
             self.pause(id, pause);
         }
         #[cfg(feature = "metric-reader")]
-        self.plan_collection();
+        if collecting {
+            self.plan_collection();
+        }
         if leaving {
             self.send_waiting(reach);
         }

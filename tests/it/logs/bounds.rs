@@ -200,8 +200,8 @@ fn account_of_records_adds_up_whatever_happens() {
         .with_export_timeout(std::time::Duration::from_millis(20));
     let logs = &LogWorld::with_exporters(
         config,
-        Recorder::scripted(move |_| of_spans()),
-        LogRecorder::scripted(move |_| of_logs()),
+        Recorder::by(move |_| of_spans()),
+        LogRecorder::by(move |_| of_logs()),
     );
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -314,7 +314,7 @@ fn what_becomes_of_records_is_said_in_warnings_of_their_own() {
     logs::listen();
     let gate = Gate::default();
     let hang = gate.clone();
-    let exporter = LogRecorder::scripted(move |logs| match logs[0].body().as_str() {
+    let exporter = LogRecorder::by(move |logs| match logs[0].body().as_str() {
         "fails" => Act::Fail("refused by its test"),
         _ => Act::Hang(hang.clone()),
     });

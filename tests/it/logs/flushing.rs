@@ -44,7 +44,7 @@ impl Way {
 }
 
 fn fails_if_it_says(body: &'static str) -> LogRecorder {
-    LogRecorder::scripted(
+    LogRecorder::by(
         move |logs| match logs.iter().any(|log| log.body() == body) {
             true => Act::Fail("said to fail"),
             false => Act::Take,
@@ -102,7 +102,7 @@ fn flush_of_records_hears_nothing_of_spans_that_failed() {
 /// Guarantees: the records have failed, and others go on.
 #[test]
 fn exporter_of_records_that_panics_loses_that_batch_only() {
-    let exporter = LogRecorder::scripted(|logs| match logs[0].body().as_str() {
+    let exporter = LogRecorder::by(|logs| match logs[0].body().as_str() {
         "panics" => Act::Panic,
         "panics at once" => panic!("a call that panics, as its test says"),
         _ => Act::Take,
@@ -254,7 +254,7 @@ fn flush_takes_the_queue_of_its_own_signal_only() {
 fn flush_of_the_records_of_a_trace_waits_for_no_others() {
     let gate = Gate::default();
     let hang = gate.clone();
-    let exporter = LogRecorder::scripted(move |logs| match logs[0].body().as_str() {
+    let exporter = LogRecorder::by(move |logs| match logs[0].body().as_str() {
         "hangs" => Act::Hang(hang.clone()),
         "fails" => Act::Fail("no"),
         _ => Act::Take,
@@ -296,7 +296,7 @@ fn export_of_records_has_a_deadline() {
         let config = Config::default()
             .with_max_concurrent_exports(1)
             .with_export_timeout(Duration::from_millis(50));
-        let exporter = LogRecorder::scripted(move |logs| match logs[0].body().as_str() {
+        let exporter = LogRecorder::by(move |logs| match logs[0].body().as_str() {
             "hangs" if blocks => Act::Block(hang.clone()),
             "hangs" => Act::Hang(hang.clone()),
             _ => Act::Take,
@@ -346,10 +346,7 @@ fn flush_of_records_respects_its_deadline() {
 #[test]
 fn flush_of_all_signals_waits_for_all_exporters_and_says_what_any_said() {
     let gate = Gate::default();
-    let (spans, logs) = (
-        Recorder::scripted(|_| Act::Fail("no")),
-        fails_if_it_says("bad"),
-    );
+    let (spans, logs) = (Recorder::by(|_| Act::Fail("no")), fails_if_it_says("bad"));
     let metrics = MetricRecorder::new();
     let blocked = gate.clone();
     spans.set_on_flush(move || {

@@ -60,9 +60,9 @@ type Hook<T> = Arc<dyn Fn(&[T]) + Send + Sync>;
 type Answer = Arc<dyn Fn() -> OTelSdkResult + Send + Sync>;
 
 /// Of spans.
-pub(crate) type Recorder = OfSignal<SpanData>;
-pub(crate) type LogRecorder = OfSignal<Logged>;
-pub(crate) type MetricRecorder = OfSignal<Point>;
+pub(crate) type Recorder = Scripted<SpanData>;
+pub(crate) type LogRecorder = Scripted<Logged>;
+pub(crate) type MetricRecorder = Scripted<Point>;
 
 /// A log record, as an exporter gets it.
 #[derive(Clone, Debug)]
@@ -81,9 +81,9 @@ pub(crate) struct Point {
 }
 
 /// Clones share everything.
-pub(crate) struct OfSignal<T>(Arc<Inner<T>>);
+pub(crate) struct Scripted<T>(Arc<Inner<T>>);
 
-impl<T> Clone for OfSignal<T> {
+impl<T> Clone for Scripted<T> {
     fn clone(&self) -> Self {
         Self(self.0.clone())
     }
@@ -127,18 +127,19 @@ impl<T> Default for State<T> {
     }
 }
 
-impl<T: Clone + Send + Sync + 'static> OfSignal<T> {
+impl<T: Clone + Send + Sync + 'static> Scripted<T> {
     /// Takes everything.
     pub(crate) fn new() -> Self {
-        Self::scripted(|_| Act::Take)
+        Self::by(|_| Act::Take)
     }
 
     /// Does the same with every batch.
     pub(crate) fn always(act: Act) -> Self {
-        Self::scripted(move |_| act.clone())
+        Self::by(move |_| act.clone())
     }
 
-    pub(crate) fn scripted(script: impl Fn(&[T]) -> Act + Send + Sync + 'static) -> Self {
+    /// Does with each batch what `script` says.
+    pub(crate) fn by(script: impl Fn(&[T]) -> Act + Send + Sync + 'static) -> Self {
         Self::make(false, Box::new(script))
     }
 
@@ -331,10 +332,10 @@ pub(crate) fn late_mark(span: &SpanData) -> Option<String> {
         })
 }
 
-struct Running<T: Clone + Send + Sync + 'static>(OfSignal<T>);
+struct Running<T: Clone + Send + Sync + 'static>(Scripted<T>);
 
 impl<T: Clone + Send + Sync + 'static> Running<T> {
-    fn new(recorder: &OfSignal<T>) -> Self {
+    fn new(recorder: &Scripted<T>) -> Self {
         let mut state = recorder.state();
         state.entered += 1;
         state.running += 1;
@@ -350,7 +351,7 @@ impl<T: Clone + Send + Sync + 'static> Drop for Running<T> {
     }
 }
 
-impl<T: Clone + Send + Sync + 'static> OfSignal<T> {
+impl<T: Clone + Send + Sync + 'static> Scripted<T> {
     fn take(&self, batch: Vec<T>) -> impl Future<Output = OTelSdkResult> + Send + use<T> {
         let running = Running::new(self);
         let act = (self.0.script)(&batch);
@@ -528,9 +529,9 @@ fn points(metrics: &ResourceMetrics) -> Vec<Point> {
     metrics.flat_map(of_metric).collect()
 }
 
-impl<T> fmt::Debug for OfSignal<T> {
+impl<T> fmt::Debug for Scripted<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Recorder")
+        f.write_str("Scripted")
     }
 }
 

@@ -3,19 +3,20 @@
 use std::io;
 
 use futures_util::future::{join, select};
-use opentelemetry_per_request::{Carry as _, RequestTracer, in_child, tracing_layer};
+use opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge;
+use opentelemetry_per_request::{Carry as _, Telemetry, in_child};
 use tracing::{Instrument as _, error, info, info_span, instrument, warn};
 use tracing_subscriber::layer::SubscriberExt as _;
-use worker::{Context, Response, Result, event};
+use worker::{Context, Response, Result};
 
 use super::{Query, wait};
 
-/// Once for an instance. There is no environment yet, and no provider.
-#[event(start)]
-fn start() {
-    let layer = tracing_layer(RequestTracer::global());
-    let subscriber = tracing_subscriber::registry().with(layer);
-    // The runtime may call this again.
+/// Spans and log records of what only knows `tracing`. Its events are also events of spans.
+pub(crate) fn subscribe(signals: &Telemetry) {
+    let logs = OpenTelemetryTracingBridge::new(signals.logger_provider());
+    let subscriber = tracing_subscriber::registry()
+        .with(signals.tracing_layer())
+        .with(logs);
     let _ = tracing::subscriber::set_global_default(subscriber);
 }
 

@@ -6,7 +6,9 @@
 mod receiver;
 mod workerd;
 
-pub(crate) use receiver::{Attributes, Behaviour, Receiver, Span, SpanKind, SpanStatus};
+pub(crate) use receiver::{
+    Attributes, Behaviour, Log, Point, Receiver, Span, SpanKind, SpanStatus,
+};
 pub(crate) use workerd::{Build, PATIENCE, Settings, Worker};
 
 /// What leaves without a token of a request leaves under this one.

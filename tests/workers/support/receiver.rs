@@ -10,12 +10,16 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::extract::{DefaultBodyLimit, State};
+use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::http::{HeaderMap, Response, StatusCode, Uri};
 use axum::routing::{any, post};
+use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
+use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue};
+use opentelemetry_proto::tonic::logs::v1::LogRecord;
+use opentelemetry_proto::tonic::metrics::v1::{Metric, metric, number_data_point};
 use opentelemetry_proto::tonic::trace::v1 as proto;
 use prost::Message as _;
 use tokio::sync::{oneshot, watch};
@@ -29,7 +33,7 @@ pub(crate) type Attributes = BTreeMap<String, String>;
 #[derive(Clone, Debug)]
 pub(crate) enum Behaviour {
     Accept,
-    /// Takes the spans at once if the other one does, and does the rest after so long.
+    /// Takes what there is at once if the other one does, and does the rest after so long.
     After(Duration, Box<Behaviour>),
     /// Never answers.
     Hang,
@@ -67,16 +71,47 @@ impl Behaviour {
     }
 }
 
-/// A POST to `/v1/traces`, whatever became of it.
+/// A POST to `/v1/traces`, `/v1/logs` or `/v1/metrics`, whatever became of it.
 #[derive(Clone, Debug)]
 pub(crate) struct Post {
+    /// The last part of its path.
+    pub(crate) signal: &'static str,
     pub(crate) arrived: Instant,
     pub(crate) headers: HeaderMap,
     /// What follows `Bearer`, or nothing.
     pub(crate) token: String,
-    /// Whether its spans were taken.
+    /// Whether what it holds was taken.
     pub(crate) accepted: bool,
     pub(crate) spans: Vec<Span>,
+    pub(crate) logs: Vec<Log>,
+    pub(crate) points: Vec<Point>,
+}
+
+/// A log record as it arrived.
+#[derive(Clone, Debug)]
+pub(crate) struct Log {
+    pub(crate) token: String,
+    pub(crate) resource: Attributes,
+    pub(crate) body: String,
+    pub(crate) severity: String,
+    pub(crate) trace_id: String,
+    pub(crate) span_id: String,
+    pub(crate) flags: u32,
+    pub(crate) attributes: Attributes,
+    /// In nanoseconds since the epoch.
+    pub(crate) observed: u64,
+}
+
+/// A data point of a sum or a gauge, as it arrived.
+#[derive(Clone, Debug)]
+pub(crate) struct Point {
+    pub(crate) token: String,
+    pub(crate) resource: Attributes,
+    pub(crate) name: String,
+    pub(crate) value: i64,
+    /// Of a sum: 1 is delta, and 2 cumulative.
+    pub(crate) temporality: i32,
+    pub(crate) attributes: Attributes,
 }
 
 /// A span as it arrived.
@@ -175,9 +210,34 @@ impl Receiver {
         behaviours.by_token.insert(token.to_owned(), behaviour);
     }
 
-    /// All POSTs, in the order in which they arrived.
+    /// All POSTs of spans, in the order in which they arrived.
     pub(crate) fn posts(&self) -> Vec<Post> {
-        self.shared.posts.borrow().clone()
+        self.posts_of("traces")
+    }
+
+    /// All POSTs of `traces`, `logs` or `metrics`, in the order in which they arrived.
+    pub(crate) fn posts_of(&self, signal: &str) -> Vec<Post> {
+        let posts = self.shared.posts.borrow();
+        let posts = posts.iter().filter(|post| post.signal == signal);
+        posts.cloned().collect()
+    }
+
+    /// All log records that were taken.
+    pub(crate) fn logs(&self) -> Vec<Log> {
+        let posts = self.posts_of("logs").into_iter();
+        posts
+            .filter(|post| post.accepted)
+            .flat_map(|post| post.logs)
+            .collect()
+    }
+
+    /// All data points that were taken.
+    pub(crate) fn points(&self) -> Vec<Point> {
+        let posts = self.posts_of("metrics").into_iter();
+        posts
+            .filter(|post| post.accepted)
+            .flat_map(|post| post.points)
+            .collect()
     }
 
     /// All spans that were taken.
@@ -204,8 +264,32 @@ impl Receiver {
 
     /// Returns all POSTs once there are so many, also refused ones. Panics when there are not after so long.
     pub(crate) async fn wait_for_posts(&self, count: usize, patience: Duration) -> Vec<Post> {
-        self.wait(patience, |posts| posts.len() >= count).await;
+        let of_spans = |post: &&Post| post.signal == "traces";
+        self.wait(patience, |posts| {
+            posts.iter().filter(of_spans).count() >= count
+        })
+        .await;
         self.posts()
+    }
+
+    /// Returns all log records once there are so many. Panics when there are not after so long.
+    pub(crate) async fn wait_for_logs(&self, count: usize, patience: Duration) -> Vec<Log> {
+        let logs = |post: &Post| post.logs.len() * usize::from(post.accepted);
+        self.wait(patience, |posts| {
+            posts.iter().map(logs).sum::<usize>() >= count
+        })
+        .await;
+        self.logs()
+    }
+
+    /// Returns all data points once there are so many. Panics when there are not after so long.
+    pub(crate) async fn wait_for_points(&self, count: usize, patience: Duration) -> Vec<Point> {
+        let points = |post: &Post| post.points.len() * usize::from(post.accepted);
+        self.wait(patience, |posts| {
+            posts.iter().map(points).sum::<usize>() >= count
+        })
+        .await;
+        self.points()
     }
 
     /// Returns when a span of this kind was taken.
@@ -219,8 +303,11 @@ impl Receiver {
         let waited = tokio::time::timeout(patience, posts.wait_for(|posts| enough(posts)));
         if waited.await.is_err() {
             let names: Vec<_> = self.spans().into_iter().map(|span| span.name).collect();
-            let posts = self.posts().len();
-            panic!("after {patience:?} there are only {posts} POSTs, with {names:?} accepted");
+            let posts = self.shared.posts.borrow().len();
+            let (logs, points) = (self.logs().len(), self.points().len());
+            panic!(
+                "after {patience:?} there are only {posts} POSTs, with {names:?}, {logs} log records and {points} data points accepted"
+            );
         }
     }
 }
@@ -244,7 +331,7 @@ fn accepted(posts: &[Post]) -> impl Iterator<Item = &Span> {
 async fn serve(listener: TcpListener, shared: Arc<Shared>, stopped: oneshot::Receiver<()>) {
     let listener = tokio::net::TcpListener::from_std(listener).unwrap();
     let router = Router::new()
-        .route("/v1/traces", post(receive))
+        .route("/v1/{signal}", post(receive))
         .route("/echo", any(echo))
         .route("/echo/{*rest}", any(echo))
         .layer(DefaultBodyLimit::disable())
@@ -257,6 +344,7 @@ async fn serve(listener: TcpListener, shared: Arc<Shared>, stopped: oneshot::Rec
 
 async fn receive(
     State(shared): State<Arc<Shared>>,
+    Path(signal): Path<String>,
     headers: HeaderMap,
     body: Bytes,
 ) -> Response<Body> {
@@ -265,7 +353,7 @@ async fn receive(
         .and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "))
         .unwrap_or_default();
     let behaviour = shared.behaviour(token);
-    shared.take_in(token, &headers, &body, behaviour.accepts());
+    shared.take_in(&signal, token, &headers, &body, behaviour.accepts());
     let mut behaviour = behaviour;
     while let Behaviour::After(delay, then) = behaviour {
         tokio::time::sleep(delay).await;
@@ -314,17 +402,38 @@ impl Shared {
         behaviour.cloned().unwrap_or(Behaviour::Accept)
     }
 
-    fn take_in(&self, token: &str, headers: &HeaderMap, body: &[u8], accepted: bool) {
+    fn take_in(&self, signal: &str, token: &str, headers: &HeaderMap, body: &[u8], accepted: bool) {
         let arrived = Instant::now();
-        let request = ExportTraceServiceRequest::decode(&*plain(headers, body)).unwrap();
+        let body = plain(headers, body);
         self.posts.send_modify(|posts| {
-            posts.push(Post {
+            let mut post = Post {
+                signal: "traces",
                 arrived,
                 headers: headers.clone(),
                 token: token.to_owned(),
                 accepted,
-                spans: spans(request, token, posts.len()),
-            });
+                spans: Vec::new(),
+                logs: Vec::new(),
+                points: Vec::new(),
+            };
+            match signal {
+                "traces" => {
+                    let before = posts.iter().filter(|post| post.signal == "traces").count();
+                    let request = ExportTraceServiceRequest::decode(&*body).unwrap();
+                    post.spans = spans(request, token, before);
+                }
+                "logs" => {
+                    post.signal = "logs";
+                    post.logs = logs(ExportLogsServiceRequest::decode(&*body).unwrap(), token);
+                }
+                "metrics" => {
+                    post.signal = "metrics";
+                    let request = ExportMetricsServiceRequest::decode(&*body).unwrap();
+                    post.points = points(request, token);
+                }
+                other => panic!("there is no signal {other}"),
+            }
+            posts.push(post);
         });
     }
 }
@@ -355,6 +464,73 @@ fn spans(request: ExportTraceServiceRequest, token: &str, post: usize) -> Vec<Sp
         }
     }
     spans
+}
+
+fn logs(request: ExportLogsServiceRequest, token: &str) -> Vec<Log> {
+    let mut logs = Vec::new();
+    for of_resource in request.resource_logs {
+        let resource = attributes(of_resource.resource.unwrap_or_default().attributes);
+        let records = of_resource.scope_logs.into_iter();
+        let records = records.flat_map(|scope| scope.log_records);
+        logs.extend(records.map(|record| Log {
+            token: token.to_owned(),
+            resource: resource.clone(),
+            ..Log::from(record)
+        }));
+    }
+    logs
+}
+
+impl From<LogRecord> for Log {
+    fn from(record: LogRecord) -> Self {
+        Self {
+            token: String::new(),
+            resource: Attributes::new(),
+            body: text(record.body),
+            severity: record.severity_text,
+            trace_id: hex(&record.trace_id),
+            span_id: hex(&record.span_id),
+            flags: record.flags,
+            attributes: attributes(record.attributes),
+            observed: record.observed_time_unix_nano,
+        }
+    }
+}
+
+fn points(request: ExportMetricsServiceRequest, token: &str) -> Vec<Point> {
+    let mut points = Vec::new();
+    for of_resource in request.resource_metrics {
+        let resource = attributes(of_resource.resource.unwrap_or_default().attributes);
+        let metrics = of_resource.scope_metrics.into_iter();
+        for metric in metrics.flat_map(|scope| scope.metrics) {
+            points.extend(points_of(metric).map(|point| Point {
+                token: token.to_owned(),
+                resource: resource.clone(),
+                ..point
+            }));
+        }
+    }
+    points
+}
+
+fn points_of(metric: Metric) -> impl Iterator<Item = Point> {
+    let name = metric.name;
+    let (points, temporality) = match metric.data {
+        Some(metric::Data::Sum(sum)) => (sum.data_points, sum.aggregation_temporality),
+        Some(metric::Data::Gauge(gauge)) => (gauge.data_points, 0),
+        other => panic!("no scenario makes {other:?}"),
+    };
+    points.into_iter().map(move |point| Point {
+        token: String::new(),
+        resource: Attributes::new(),
+        name: name.clone(),
+        value: match point.value {
+            Some(number_data_point::Value::AsInt(value)) => value,
+            other => panic!("no scenario makes {other:?}"),
+        },
+        temporality,
+        attributes: attributes(point.attributes),
+    })
 }
 
 impl From<proto::Span> for Span {

@@ -13,10 +13,10 @@ use serde_json::Value;
 
 /// Those that this build exports.
 pub(crate) fn exported_signals() -> impl Iterator<Item = Signal> {
-    let is_exported = |signal: &Signal| match signal {
-        Signal::Logs => cfg!(feature = "logs"),
-        Signal::Metrics => cfg!(feature = "metric-export"),
-        _ => true,
+    let is_exported = |signal: &Signal| {
+        let logs = cfg!(feature = "logs") || *signal != Signal::Logs;
+        let metrics = cfg!(feature = "metric-export") || *signal != Signal::Metrics;
+        logs && metrics
     };
     Signal::ALL.iter().copied().filter(is_exported)
 }

@@ -3,21 +3,29 @@
 //!
 //! After each step:
 //!
-//! - every span that leaves is under the saved context of its own request, or, if it is late, under the fallback context
-//!   with the reason as its mark; a batch holds spans of one request only, or late ones (R1, R5, R8);
+//! - every span, and every log record, that leaves is under the saved context of its own request, or, if it is late, under the
+//!   fallback context with the reason as its mark; a record that nobody's span is active for is under the fallback without a
+//!   mark, and one whose span is not recorded under its own context, alone; a batch holds items of one signal, and of one
+//!   request only, or late ones (R1, R5, R8);
 //! - a batch leaves for a reason: it is full, or its request is over, or evicted, or flushed, or the driver took it while no
-//!   other of that request was under way; it is no larger than it may be; after a tick nothing stays without a reason (R4);
-//! - no bound is exceeded (R6), and the least recently used trace is the one that is evicted (R7);
+//!   other of that request and signal was under way; it is no larger than it may be; after a tick nothing stays without a
+//!   reason (R4);
+//! - no bound is exceeded, and no signal takes up the room, the slots or the turn of another (R6); the least recently used
+//!   trace is the one that is evicted (R7);
 //! - a saved context is alive exactly while a span of its request is open, or somebody holds the request, or a batch of it is
-//!   somewhere (R9); holding and releasing count no span;
-//! - a flush ends when the last span that it covers is accounted for, not before and not later; it reports exactly the losses
-//!   that no flush of its scope had reported to somebody before; if it reports none, all that it covers was exported (R11);
-//! - every number of the account is what the reference has counted, and the law holds (R12).
+//!   somewhere (R9); the context of an unrecorded span's record only while the record is; holding, releasing and emitting
+//!   count no span; no context is dropped under the lock (R3);
+//! - metrics are collected when they are due and not before, one collection at a time, and the driver is told when that
+//!   changes;
+//! - a flush ends when the last item that it covers is accounted for, or the last collection, not before and not later; it
+//!   reports exactly the losses of its signals that no flush of its scope had reported to somebody before; if it reports none,
+//!   all that it covers was exported (R11);
+//! - every number of the account is what the reference has counted, and the law holds for each signal (R12).
 //!
 //! In the end everything is drained by ticks alone, and nothing is left.
 //!
-//! All of that holds natively and in Workers, where batches are not bounded by their size, late spans of two traces never
-//! share one, and a request that has used up its exports needs its pauses to end.
+//! All of that holds natively and in Workers, where batches are not bounded by their size, what is late of two traces never
+//! shares one, and a request that has used up its exports needs its pauses to end.
 //!
 //! One lock protects the dispatch, so whatever threads do is a sequence of these actions; what lies between them is what the
 //! models of races are for.
@@ -25,11 +33,21 @@
 //! A failure is reduced to a short sequence, which the last message tells line by line. Its seed is kept in
 //! `proptest-regressions` and tried first from then on. `cargo xtask model` searches longer.
 
+// Each feature uses a part of it.
+#[cfg_attr(
+    not(all(feature = "logs", feature = "metric-reader")),
+    allow(dead_code)
+)]
 mod action;
 mod pair;
+#[cfg_attr(
+    not(all(feature = "logs", feature = "metric-reader")),
+    allow(dead_code)
+)]
 mod reference;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
 
 use proptest::prelude::*;
 
@@ -37,6 +55,7 @@ use action::Action;
 use pair::Pair;
 
 use crate::config::{Config, FlushTrigger};
+use crate::signal::Signal;
 
 /// What a step came to, said by whoever found it wrong.
 type Check = Result<(), TestCaseError>;
@@ -44,7 +63,11 @@ type Check = Result<(), TestCaseError>;
 const MAX_TRACES: usize = 3;
 const MAX_SPANS_PER_TRACE: usize = 10;
 const MAX_BATCH_SIZE: usize = 2;
-const MAX_PENDING: usize = 12;
+const MAX_PENDING_SPANS: usize = 12;
+const MAX_PENDING_LOGS: usize = 7;
+const MAX_COLLECTIONS: usize = 32;
+const METRIC_INTERVAL: Duration = Duration::from_secs(20);
+const METRIC_PERIOD: Duration = Duration::from_secs(70);
 const MAX_CONCURRENT: usize = 2;
 const MAX_EXPORTS: usize = 2;
 
@@ -59,9 +82,21 @@ fn config() -> Config {
         .with_max_traces(MAX_TRACES)
         .with_max_spans_per_trace(MAX_SPANS_PER_TRACE)
         .with_max_batch_size(MAX_BATCH_SIZE)
-        .with_max_pending_spans(MAX_PENDING)
+        .with_max_pending_spans(MAX_PENDING_SPANS)
+        .with_max_pending_logs(MAX_PENDING_LOGS)
+        .with_metric_interval(METRIC_INTERVAL)
+        .with_metric_period(METRIC_PERIOD)
         .with_max_concurrent_exports(MAX_CONCURRENT)
         .with_max_exports_per_request(MAX_EXPORTS)
+}
+
+/// How many items of a signal may be pending. Collections are bounded by their number.
+fn max_pending(signal: Signal) -> usize {
+    match signal {
+        Signal::Spans => MAX_PENDING_SPANS,
+        Signal::Logs => MAX_PENDING_LOGS,
+        Signal::Metrics => usize::MAX,
+    }
 }
 
 /// How many sequences are tried on each platform, unless `PROPTEST_CASES` says otherwise.

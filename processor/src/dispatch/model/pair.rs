@@ -1,6 +1,10 @@
 //! The dispatch and its reference, side by side: each action is done to both, and then both are asked.
 
 mod checks;
+#[cfg(feature = "logs")]
+mod logs;
+#[cfg(feature = "metric-reader")]
+mod metrics;
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -12,25 +16,27 @@ use proptest::prelude::*;
 
 use super::super::{Batch, DropReason, Flush, Losses, Origin, Outcome, Scope};
 use super::action::{ALL, Action, Id, Parent, Wanted};
-use super::reference::{Owner, Place, Reference, Serial};
-use super::{Check, MAX_BATCH_SIZE, MAX_CONCURRENT, MAX_EXPORTS, MAX_PENDING, Platform};
+use super::reference::{Item, Owner, Place, Reference, Serial};
+use super::{
+    Check, MAX_BATCH_SIZE, MAX_COLLECTIONS, MAX_CONCURRENT, MAX_EXPORTS, MAX_PENDING_LOGS,
+    MAX_PENDING_SPANS, Platform, max_pending,
+};
 use crate::clock::Instant;
 use crate::config::FlushTrigger;
 use crate::dispatch::Dispatch;
-use crate::request::{RequestId, Schedule};
-use crate::signal::{Items, LATE_ATTRIBUTE, Signal, Signals};
-use crate::stats::Stats;
+use crate::request::{QueueId, RequestId, Schedule};
+use crate::signal::{Items, LATE_ATTRIBUTE, PerSignal, Signal, Signals};
+use crate::stats::{SignalStats, Stats};
 use crate::sync::{Arc, Weak};
 use crate::testing::span_with_flags;
-
-const SPANS: Signals = Signals::of(Signal::Spans);
 
 /// How long an export may take.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The value that tells contexts apart, and whether one is still alive. The fallback context has none.
 struct Credentials {
-    root: Serial,
+    /// The root of a request, or a log record that has a context of its own.
+    of: Serial,
     _alive: Arc<()>,
 }
 
@@ -40,27 +46,32 @@ pub(super) struct Pair {
     platform: Platform,
     trigger: FlushTrigger,
     now: Instant,
-    /// What the exporter holds.
+    /// What the exporters hold.
     exporter: Vec<Export>,
-    /// Spans that the exporter was given, and in how many batches.
+    /// What they have let go of in this step.
+    returned: Vec<Export>,
+    /// What the exporters were given, and in how many batches.
     exported: HashSet<Serial>,
-    exports: u64,
-    /// By the root of their request.
+    exports: PerSignal<u64>,
+    /// By whose they are.
     contexts: HashMap<Serial, Weak<()>>,
     flushes: Vec<Watch>,
-    /// In a Worker, how often each request has left other than with a flush, and how many pauses it has had.
-    departures: HashMap<RequestId, usize>,
-    pauses: HashMap<RequestId, usize>,
-    /// Whether the shutdown is being given up.
-    abandoning: bool,
+    /// In a Worker, how often each queue has left other than with a flush, and how many pauses it has had.
+    departures: HashMap<QueueId, usize>,
+    pauses: HashMap<QueueId, usize>,
+    #[cfg(feature = "logs")]
+    blank: opentelemetry_sdk::logs::SdkLogRecord,
+    /// When the driver is to collect metrics, as far as it knows.
+    #[cfg(feature = "metric-reader")]
+    planned: Option<Instant>,
     /// What was done, for people.
     story: Vec<String>,
 }
 
-/// A batch that the exporter has.
+/// A batch that its exporter has.
 struct Export {
     batch: Batch,
-    spans: Vec<Serial>,
+    items: Vec<Serial>,
     deadline: Instant,
     /// Accounted for at its deadline, though the exporter still has it.
     given_up: bool,
@@ -71,12 +82,21 @@ struct Watch {
     id: u64,
     /// In a Worker, where it is asked instead of being told.
     asked: Option<Flush>,
+    signals: Signals,
     scope: Scope,
     /// What is pending of its scope when it begins.
     before: Vec<Serial>,
     /// What had been reported of its scope by then.
-    reported: Losses,
+    reported: PerSignal<Losses>,
+    /// What is lost of its scope when nothing of that is pending any more.
+    lost: Option<PerSignal<Losses>>,
     heard: bool,
+}
+
+impl Export {
+    fn signal(&self) -> Signal {
+        self.batch.items.signal()
+    }
 }
 
 impl Pair {
@@ -92,13 +112,17 @@ impl Pair {
             trigger,
             now: Instant::now(),
             exporter: Vec::new(),
+            returned: Vec::new(),
             exported: HashSet::new(),
-            exports: 0,
+            exports: PerSignal::default(),
             contexts: HashMap::new(),
             flushes: Vec::new(),
             departures: HashMap::new(),
             pauses: HashMap::new(),
-            abandoning: false,
+            #[cfg(feature = "logs")]
+            blank: crate::testing::blank_record(),
+            #[cfg(feature = "metric-reader")]
+            planned: None,
             story: Vec::new(),
         }
     }
@@ -114,15 +138,20 @@ impl Pair {
     // ----- actions -----
 
     pub(super) fn apply(&mut self, action: Action) -> Check {
-        let before = self.dispatch.stats();
+        let before = PerSignal::new(|signal| self.dispatch.lanes[signal].stats.clone());
         let newest = self.dispatch.next_id;
         let mut flushed = None;
+        self.reference.tidy();
         match action {
             Action::StartRoot { trace, id } => self.start_root(trace, id),
             Action::StartChild { parent, id } => self.start_child(parent, id),
             Action::End { open, sampled } => self.end(open, sampled)?,
             Action::Hold { parent } => self.hold(parent),
             Action::Release { hold } => self.release(hold),
+            Action::Emit { spot } => self.emit(spot)?,
+            Action::Read => self.read(),
+            Action::Collect => self.collect()?,
+            Action::Collected { collection, points } => self.collected(collection, points)?,
             Action::Tick { queues } => {
                 self.tell(format!("the driver takes {queues} queues"));
                 self.dispatch.tick(queues);
@@ -131,17 +160,25 @@ impl Pair {
             Action::Export => self.export()?,
             Action::Answer { batch, takes } => self.answer(batch, takes)?,
             Action::Wait { seconds, blocks } => self.wait(seconds, blocks)?,
-            Action::Flush { scope, heard } => flushed = self.flush(scope, heard),
+            Action::Flush {
+                signals,
+                scope,
+                heard,
+            } => flushed = self.flush(signals, scope, heard),
             Action::GiveUpFlush { flush } => self.give_up_flush(flush),
-            Action::Shutdown => self.shutdown(),
-            Action::Abandon => self.abandon()?,
+            Action::Shutdown { signal } => self.shutdown(signal)?,
+            Action::Abandon { signal } => self.abandon(signal)?,
         }
         self.check_flushes()?;
+        self.check_nothing_is_dropped()?;
+        self.returned.clear();
         drop(self.dispatch.take_contexts());
         drop(self.dispatch.take_garbage());
         self.check_departures(action, flushed, &before, newest)?;
         self.check_account()?;
         self.check_contexts()?;
+        self.check_collections()?;
+        self.check_held()?;
         match action {
             Action::Tick { queues: ALL } => self.check_nothing_stays(),
             _ => Ok(()),
@@ -152,16 +189,16 @@ impl Pair {
         let id = self.id(trace, id);
         let root = self.reference.start_root(trace, id);
         self.tell(format!("trace {trace}: root {root} starts, with id {id}"));
+        let context = self.context(root);
+        self.dispatch.start_root(request_id(trace, id), context);
+    }
+
+    /// A context to be saved, which is watched from now on.
+    fn context(&mut self, of: Serial) -> Context {
         let alive = Arc::new(());
-        self.contexts.insert(root, Arc::downgrade(&alive));
-        let credentials = Credentials {
-            root,
-            _alive: alive,
-        };
-        self.dispatch.start_root(
-            request_id(trace, id),
-            Context::new().with_value(credentials),
-        );
+        self.contexts.insert(of, Arc::downgrade(&alive));
+        let credentials = Credentials { of, _alive: alive };
+        Context::new().with_value(credentials)
     }
 
     fn start_child(&mut self, parent: Parent, id: Id) {
@@ -213,7 +250,7 @@ impl Pair {
         let hold = held[pick % held.len()];
         self.tell(format!("{hold} is released"));
         self.reference.release(hold);
-        let span = &self.reference.spans[hold];
+        let span = &self.reference.items[hold];
         let (trace, id) = (TraceId::from(span.trace), SpanId::from(span.id));
         self.dispatch.release(trace, id);
     }
@@ -226,7 +263,7 @@ impl Pair {
         );
         for (id, _) in paced {
             self.tell(format!("the pause of {id:?} ends"));
-            *self.pauses.entry(id.request).or_default() += 1;
+            *self.pauses.entry(id).or_default() += 1;
             self.dispatch.end_pause(id);
         }
         Ok(())
@@ -234,20 +271,37 @@ impl Pair {
 
     fn export(&mut self) -> Check {
         let deadline = self.now + TIMEOUT;
-        let Some(batch) = self.dispatch.next_batch(Some(deadline)) else {
+        let oldest = self.oldest_that_may_leave();
+        let batch = self.dispatch.next_batch(Some(deadline));
+        let next = batch.as_ref().map(|batch| batch.id);
+        prop_assert_eq!(next, oldest, "the oldest batch that there is a slot for");
+        let Some(batch) = batch else {
             return Ok(());
         };
-        let spans: Vec<Serial> = spans_of(&batch).iter().map(serial_of).collect();
-        self.tell(format!("the exporter gets batch {}: {spans:?}", batch.id));
-        self.check_batch(&batch, &spans)?;
-        self.exports += 1;
+        let items = self.serials_of(&batch);
+        let signal = batch.items.signal();
+        let id = batch.id;
+        self.tell(format!(
+            "the exporter of {signal} gets batch {id}: {items:?}"
+        ));
+        self.check_batch(&batch, &items)?;
+        self.exports[signal] += 1;
         self.exporter.push(Export {
             batch,
-            spans,
+            items,
             deadline,
             given_up: false,
         });
         Ok(())
+    }
+
+    fn oldest_that_may_leave(&self) -> Option<u64> {
+        let free = |signal: &Signal| self.slots_taken(*signal) < MAX_CONCURRENT;
+        let unbounded = self.platform == Platform::Workers;
+        let ready = Signal::ALL.into_iter().filter(|s| unbounded || free(s));
+        ready
+            .filter_map(|signal| Some(self.dispatch.lanes[signal].waiting.front()?.id))
+            .min()
     }
 
     fn answer(&mut self, pick: usize, takes: bool) -> Check {
@@ -261,10 +315,25 @@ impl Pair {
         };
         self.tell(format!("batch {}: {outcome:?}", export.batch.id));
         if !export.given_up {
-            self.reference.settle(&export.spans, outcome);
+            self.settle(&export.items, outcome);
         }
         self.dispatch.complete(export.batch.id, outcome);
+        self.returned.push(export);
         Ok(())
+    }
+
+    /// In the reference. Then some flushes are over.
+    fn settle(&mut self, batch: &[Serial], outcome: Outcome) {
+        self.reference.settle(batch, outcome);
+        self.end_flushes();
+    }
+
+    fn end_flushes(&mut self) {
+        for watch in &mut self.flushes {
+            if watch.lost.is_none() && watch.is_done(&self.reference) {
+                watch.lost = Some(lost(&self.reference, watch.scope));
+            }
+        }
     }
 
     fn wait(&mut self, seconds: u64, blocks: bool) -> Check {
@@ -288,15 +357,15 @@ impl Pair {
             self.tell(format!("batch {id} is overdue"));
             let at = self.exporter.iter().position(|e| e.batch.id == id);
             let at = at.expect("it is in flight");
-            self.reference
-                .settle(&self.exporter[at].spans, Outcome::TimedOut);
+            let items = self.exporter[at].items.clone();
+            self.settle(&items, Outcome::TimedOut);
             match blocks {
                 true => {
                     self.exporter[at].given_up = true;
                     self.dispatch.give_up(id);
                 }
                 false => {
-                    drop(self.exporter.remove(at));
+                    self.returned.push(self.exporter.remove(at));
                     self.dispatch.complete(id, Outcome::TimedOut);
                 }
             }
@@ -305,8 +374,8 @@ impl Pair {
         Ok(())
     }
 
-    fn flush(&mut self, wanted: Wanted, heard: bool) -> Option<Scope> {
-        if self.reference.closed {
+    fn flush(&mut self, signals: Signals, wanted: Wanted, heard: bool) -> Option<(Signals, Scope)> {
+        if signals.iter().all(|signal| self.reference.closed[signal]) {
             // The runtimes refuse it.
             return None;
         }
@@ -316,42 +385,58 @@ impl Pair {
             // Only Workers have this one.
             Wanted::Request(pick) if self.platform == Platform::Workers => {
                 let spans = &self.reference.spans;
-                let root = spans.get(pick % spans.len().max(1))?;
-                Scope::Request(request_id(root.trace, root.id))
+                let root = *spans.get(pick % spans.len().max(1))?;
+                Scope::Request(self.request_id_of(root))
             }
             Wanted::Request(_) => return None,
         };
-        self.tell(format!("flush of {scope:?}, heard: {heard}"));
-        self.begin_flush(scope, heard);
-        Some(scope)
+        self.tell(format!("flush of {signals:?} of {scope:?}, heard: {heard}"));
+        if scope == Scope::All && signals.contains(Signal::Metrics) {
+            self.collect_now();
+        }
+        self.begin_flush(signals, scope, heard);
+        Some((signals, scope))
     }
 
-    fn begin_flush(&mut self, scope: Scope, heard: bool) {
-        let covered = self
+    fn begin_flush(&mut self, signals: Signals, scope: Scope, heard: bool) {
+        let before = self
             .reference
-            .pending()
-            .filter(|(_, span, owner)| match scope {
-                Scope::All => true,
-                Scope::Trace(trace) => trace == TraceId::from(span.trace),
-                Scope::Request(id) => match owner {
-                    Owner::Request(root) => id == self.request_id_of(*root),
-                    Owner::Fallback(_) => false,
-                },
-            });
-        let before = covered.map(|(serial, ..)| serial).collect();
-        let (_, reported) = self.reference.losses(trace_of_scope(scope));
+            .all(|item| signals.contains(item.signal) && self.covers(scope, item));
+        let trace = trace_of_scope(scope);
+        let reported = PerSignal::new(|signal| self.reference.losses(signal, trace).1);
         let (id, asked) = match self.platform {
-            Platform::Native => (self.dispatch.begin_flush(SPANS, scope), None),
-            Platform::Workers => (0, Some(self.dispatch.open_flush(SPANS, scope))),
+            Platform::Native => (self.dispatch.begin_flush(signals, scope), None),
+            Platform::Workers => (0, Some(self.dispatch.open_flush(signals, scope))),
         };
         self.flushes.push(Watch {
             id,
             asked,
+            signals,
             scope,
             before,
             reported,
+            lost: None,
             heard,
         });
+        self.end_flushes();
+    }
+
+    /// Whether something is pending that a flush of this scope waits for.
+    fn covers(&self, scope: Scope, item: &Item) -> bool {
+        let owner = match item.place {
+            Place::Pending(owner) => owner,
+            // Metrics are everybody's.
+            Place::Collecting => return scope == Scope::All,
+            _ => return false,
+        };
+        match scope {
+            Scope::All => true,
+            Scope::Trace(trace) => trace == TraceId::from(item.trace),
+            Scope::Request(id) => match owner {
+                Owner::Request(root) => id == self.request_id_of(root),
+                Owner::Fallback(_) | Owner::Own(_) => false,
+            },
+        }
     }
 
     fn give_up_flush(&mut self, pick: usize) {
@@ -362,30 +447,36 @@ impl Pair {
         }
     }
 
-    fn shutdown(&mut self) {
-        if !self.reference.closed {
-            self.tell("shutdown");
-            self.reference.close();
-            self.dispatch.close(Signal::Spans);
-            self.begin_flush(Scope::All, true);
-        }
-    }
-
-    fn abandon(&mut self) -> Check {
-        if !self.reference.closed {
+    fn shutdown(&mut self, signal: Signal) -> Check {
+        if self.reference.closed[signal] {
             return Ok(());
         }
-        self.tell("the shutdown is given up");
-        let waiting = self.dispatch.lanes[Signal::Spans].waiting.iter();
-        let waiting = waiting.flat_map(spans_of);
-        let waiting: Vec<Serial> = waiting.map(serial_of).collect();
-        self.reference
-            .settle(&waiting, Outcome::Dropped(DropReason::ShutdownTimeout));
-        self.dispatch.abandon(Signal::Spans);
-        self.abandoning = true;
-        let checked = self.check_flushes();
-        self.abandoning = false;
-        checked
+        self.tell(format!("shutdown of {signal}"));
+        if signal == Signal::Metrics {
+            self.collect_now();
+        }
+        self.reference.close(signal);
+        self.dispatch.close(signal);
+        let queued = self.dispatch.lanes[signal].stats.queued;
+        prop_assert_eq!(queued, 0, "{} that stay", signal);
+        self.begin_flush(Signals::of(signal), Scope::All, true);
+        Ok(())
+    }
+
+    fn abandon(&mut self, signal: Signal) -> Check {
+        if !self.reference.closed[signal] {
+            return Ok(());
+        }
+        self.tell(format!("the shutdown of {signal} is given up"));
+        self.reference.abandon(signal);
+        // One after the other: a flush may be over in between.
+        let waiting = self.dispatch.lanes[signal].waiting.iter();
+        let waiting: Vec<Vec<Serial>> = waiting.map(|batch| self.serials_of(batch)).collect();
+        for batch in waiting {
+            self.settle(&batch, Outcome::Dropped(DropReason::ShutdownTimeout));
+        }
+        self.dispatch.abandon(signal);
+        self.check_flushes()
     }
 
     // ----- the end -----
@@ -393,11 +484,7 @@ impl Pair {
     /// Spans leave while others of their request are open, with nothing but ticks and answers (R4).
     pub(super) fn stream_out(&mut self) -> Check {
         self.let_out()?;
-        prop_assert_eq!(
-            self.reference.pending().count(),
-            0,
-            "something never leaves"
-        );
+        prop_assert!(self.is_empty(), "something never leaves");
         Ok(())
     }
 
@@ -412,32 +499,40 @@ impl Pair {
         }
         self.let_out()?;
         let stats = self.dispatch.stats();
-        prop_assert_eq!(stats.pending(), 0, "{:?}", stats);
+        prop_assert!(self.is_empty(), "{stats:?}");
         let live = self.reference.requests().count();
         prop_assert_eq!((live, stats.traces), (0, 0));
         prop_assert!(self.flushes.is_empty(), "a flush never ends");
-        prop_assert!(
-            self.dispatch.lanes[Signal::Spans]
-                .held
-                .iter()
-                .all(|id| id.is_late())
-        );
+        let mut held = self.dispatch.lanes.iter().flat_map(|lane| &lane.held);
+        prop_assert!(held.all(|id| id.is_late()));
+        prop_assert!(self.dispatch.slots.is_empty() && self.dispatch.in_flight.is_empty());
         Ok(())
     }
 
     /// In so many rounds as there can be batches.
     fn let_out(&mut self) -> Check {
-        for _ in 0..=2 * MAX_PENDING {
-            if self.exporter.is_empty() && self.reference.pending().next().is_none() {
+        for _ in 0..=2 * (MAX_PENDING_SPANS + MAX_PENDING_LOGS + MAX_COLLECTIONS) {
+            if self.exporter.is_empty() && self.is_empty() {
                 break;
             }
-            self.apply(Action::EndPauses)?;
+            if !self.reference.collecting().is_empty() {
+                let (collection, points) = (0, 1);
+                self.apply(Action::Collected { collection, points })?;
+            }
+            if self.platform == Platform::Workers {
+                self.apply(Action::EndPauses)?;
+            }
             self.apply(Action::Tick { queues: 2 })?;
             self.apply(Action::Export)?;
             let (batch, takes) = (0, true);
             self.apply(Action::Answer { batch, takes })?;
         }
         Ok(())
+    }
+
+    fn is_empty(&self) -> bool {
+        let pending = |signal| self.reference.count_pending(signal) > 0;
+        !Signal::ALL.into_iter().any(pending) && self.reference.collecting().is_empty()
     }
 
     // ----- names -----
@@ -447,16 +542,16 @@ impl Pair {
         let spans = &self.reference.spans;
         let (Parent::Of(pick) | Parent::UnknownBeside(pick)) = parent;
         let beside = spans.get(pick % spans.len().max(1))?;
-        let id = match parent {
-            Parent::Of(_) => beside.id,
-            Parent::UnknownBeside(_) => u64::MAX,
-        };
-        Some((beside.trace, id))
+        let Item { trace, id, .. } = self.reference.items[*beside];
+        match parent {
+            Parent::Of(_) => Some((trace, id)),
+            Parent::UnknownBeside(_) => Some((trace, u64::MAX)),
+        }
     }
 
     fn id(&self, trace: u128, id: Id) -> u64 {
         // Ids are never used again once their request is over.
-        let new = self.reference.spans.len() as u64 + 1;
+        let new = self.reference.items.len() as u64 + 1;
         match id {
             Id::New => new,
             Id::Of(pick) => {
@@ -473,14 +568,32 @@ impl Pair {
             true => TraceFlags::SAMPLED,
             false => TraceFlags::default(),
         };
-        let span = &self.reference.spans[serial];
+        let span = &self.reference.items[serial];
         let mut data = span_with_flags(span.trace, span.id, flags);
         data.name = serial.to_string().into();
         data
     }
 
+    /// What is in a batch.
+    fn serials_of(&self, batch: &Batch) -> Vec<Serial> {
+        let serial = |span: &SpanData| span.name.parse().expect("spans are named by their serial");
+        match &batch.items {
+            Items::Spans(spans) => spans.iter().map(serial).collect(),
+            #[cfg(feature = "logs")]
+            Items::Logs(logs) => logs.iter().map(logs::serial_of).collect(),
+            #[cfg(feature = "metric-reader")]
+            Items::Metrics(_) => self.serials_of_metrics(batch),
+        }
+    }
+
+    /// How many batches the exporter of a signal has.
+    fn slots_taken(&self, signal: Signal) -> usize {
+        let of_signal = |export: &&Export| export.signal() == signal;
+        self.exporter.iter().filter(of_signal).count()
+    }
+
     fn request_id_of(&self, root: Serial) -> RequestId {
-        let root = &self.reference.spans[root];
+        let root = &self.reference.items[root];
         request_id(root.trace, root.id)
     }
 
@@ -503,13 +616,41 @@ fn trace_of_scope(scope: Scope) -> Option<u128> {
     Some(u128::from_be_bytes(trace.to_bytes()))
 }
 
-fn serial_of(span: &SpanData) -> Serial {
-    span.name.parse().expect("spans are named by their serial")
+/// All losses of a flush's scope, of each signal.
+fn lost(reference: &Reference, scope: Scope) -> PerSignal<Losses> {
+    let trace = trace_of_scope(scope);
+    PerSignal::new(|signal| reference.losses(signal, trace).0)
 }
 
-fn spans_of(batch: &Batch) -> &[SpanData] {
-    match &batch.items {
-        Items::Spans(spans) => spans,
-        _ => panic!("a batch of {}", batch.items.signal()),
+impl Watch {
+    fn is_done(&self, reference: &Reference) -> bool {
+        !self.before.iter().any(|item| reference.is_pending(*item))
+    }
+}
+
+/// What the dispatch lacks without its features, and so nothing does.
+#[cfg(not(feature = "logs"))]
+impl Pair {
+    fn emit(&mut self, _spot: super::action::Spot) -> Check {
+        Ok(())
+    }
+}
+
+#[cfg(not(feature = "metric-reader"))]
+impl Pair {
+    fn read(&mut self) {}
+
+    fn collect(&mut self) -> Check {
+        Ok(())
+    }
+
+    fn collect_now(&mut self) {}
+
+    fn collected(&mut self, _collection: usize, _points: u64) -> Check {
+        Ok(())
+    }
+
+    fn check_collections(&self) -> Check {
+        Ok(())
     }
 }

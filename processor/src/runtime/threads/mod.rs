@@ -122,6 +122,8 @@ struct Waiter {
     signals: Signals,
     /// Those whose exporter has not answered to its `force_flush`.
     unanswered: Signals,
+    /// Whether metrics are collected for it.
+    collects: bool,
     /// Why it will not have done all, whatever becomes of its batches.
     failure: Option<FlushError>,
     timeout: Duration,
@@ -217,6 +219,8 @@ impl Shared {
     /// then the signal is shut down, too.
     #[cfg(any(feature = "logs", feature = "metric-reader"))]
     pub(crate) fn join(&self, signal: Signal, exporter: Arc<dyn AnyExporter>) -> bool {
+        // In this order: an exporter that is given its resource holds the exporters, and may log, which takes the state.
+        let mut exporters = self.exporters.lock();
         let mut state = self.state.lock();
         let absent = state.life[signal] == Life::Absent;
         if absent && state.has_ended() {
@@ -226,7 +230,7 @@ impl Shared {
         }
         if absent {
             state.life[signal] = Life::Running;
-            self.exporters.lock()[signal] = exporter;
+            exporters[signal] = exporter;
         }
         absent
     }
@@ -368,6 +372,7 @@ impl Shared {
         }
         let mut waiter = Waiter::new(WaiterKind::Flush, signals, timeout, answer);
         if scope == Scope::All && signals.contains(Signal::Metrics) {
+            waiter.collects = true;
             waiter.failure = state.collect().err();
         }
         let id = state.dispatch.begin_flush(signals, scope);
@@ -388,6 +393,7 @@ impl Shared {
             true => state.dispatch.new_id(),
             false => {
                 if signal == Signal::Metrics {
+                    waiter.collects = true;
                     waiter.failure = state.collect().err();
                 }
                 state.dispatch.close(signal);
@@ -630,6 +636,7 @@ impl Waiter {
             kind,
             signals,
             unanswered: signals,
+            collects: false,
             failure: None,
             timeout,
             deadline: Instant::now().checked_add(timeout),

@@ -292,10 +292,8 @@ impl Shared {
             let example = Example::Error(error.clone());
             state.dispatch.notices.note(Kind::CollectFailed, 1, example);
             let waiters = state.waiters.iter_mut();
-            for (_, waiter) in waiters.filter(|(of, _)| **of > id) {
-                if waiter.signals.contains(Signal::Metrics) {
-                    waiter.failure = Some(FlushError::Collect(error.clone()));
-                }
+            for (_, waiter) in waiters.filter(|(of, waiter)| **of > id && waiter.collects) {
+                waiter.failure = Some(FlushError::Collect(error.clone()));
             }
         }
         state

@@ -1,6 +1,17 @@
 //! What loom tries every interleaving of. See the parent.
 
-use super::{FlushError, Manner, Model, also, check, config, driver};
+use std::time::Duration;
+
+use opentelemetry::Context;
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::error::OTelSdkResult;
+
+use super::{FlushError, Manner, Model, Shared, TIMEOUT, also, block_on, check, config, driver};
+use crate::dispatch::Scope;
+use crate::export::{AnyExporter, Export};
+use crate::signal::{Items, Signal, Signals};
+use crate::stats::DropReason;
+use crate::sync::{Arc, Weak};
 
 /// Scenario: with room for one trace, a span ends on one thread while another thread starts a request that evicts it, and
 /// then one that carries its trace id.
@@ -205,4 +216,163 @@ fn flush_against_shutdown_is_true_or_too_late() {
         flushes();
         model.check(1);
     });
+}
+
+/// Scenario: a log record is emitted in a request while the last span of that request ends.
+/// Guarantees: it leaves once, under the context of the request, or late under the fallback; it is never lost, and the context
+/// is dropped.
+#[test]
+fn record_that_is_emitted_while_its_request_ends_is_its_own_or_late() {
+    check(|| {
+        let model = Model::undriven(&config(), Manner::AtOnce, 1);
+        model.join_logs(Manner::AtOnce);
+        model.start(1);
+        let emits = also(&model, |model| model.emit(1, 0));
+        model.end(1, 0);
+        emits();
+        assert_eq!(model.stats().traces, 0);
+        assert_eq!(model.shut_down_both_driving(Signal::Logs), [Ok(()), Ok(())]);
+        assert_eq!(model.collectors[Signal::Logs].acknowledged(), [10]);
+        model.check(1);
+    });
+}
+
+/// Scenario: log records are shut down on one thread, spans on another, while something of both is pending.
+/// Guarantees: both are exported, each exporter is shut down once, behind its last export, and the driver ends.
+#[test]
+fn two_signals_are_shut_down_at_once() {
+    check(|| {
+        let model = Model::undriven(&config(), Manner::AtOnce, 1);
+        model.join_logs(Manner::AtOnce);
+        model.start(1);
+        model.emit(1, 0);
+        model.end(1, 0);
+        let other = also(&model, |model| {
+            assert_eq!(model.shut_down_signal(Signal::Logs), Ok(()));
+        });
+        assert_eq!(model.shut_down_driving(), Ok(()));
+        other();
+        model.check(1);
+    });
+}
+
+/// Scenario: a log record is emitted while log records are shut down, and spans go on.
+/// Guarantees: the record is exported, or dropped as `already_shutdown`; the span is exported.
+#[test]
+fn record_against_the_shutdown_of_its_signal_is_accounted_for() {
+    check(|| {
+        let model = Model::undriven(&config(), Manner::AtOnce, 1);
+        model.join_logs(Manner::AtOnce);
+        model.start(1);
+        let emits = also(&model, |model| model.emit(1, 0));
+        // Its future is dropped: nobody hears, and it is done nevertheless.
+        drop(model.shared.shutdown(Signal::Logs, TIMEOUT));
+        model.end(1, 0);
+        emits();
+        assert_eq!(model.shut_down_driving(), Ok(()));
+        let logs = model.stats().logs;
+        let dropped = logs.dropped.by(DropReason::AlreadyShutdown);
+        assert_eq!(logs.exported + dropped, 1, "{logs:?}");
+        assert_eq!(model.stats().exported, 1);
+        model.check(1);
+    });
+}
+
+/// Scenario: log records join while the only other signal is shut down.
+/// Guarantees: they are exported from then on, and shut down by themselves; or they are shut down already, and a record is
+/// dropped. The driver ends in either case.
+#[test]
+fn signal_that_joins_during_the_shutdown_runs_or_is_shut_down() {
+    check(|| {
+        let model = Model::undriven(&config(), Manner::AtOnce, 1);
+        let joins = also(&model, |model| {
+            model.join_logs(Manner::AtOnce);
+            model.emit(1, 0);
+            // Its future is dropped: nobody hears, and it is done nevertheless.
+            drop(model.shared.shutdown(Signal::Logs, TIMEOUT));
+        });
+        let done = model.shared.shutdown(Signal::Spans, TIMEOUT);
+        driver::drive(&model.shared);
+        drop(done);
+        joins();
+        let logs = model.stats().logs;
+        let joined = model.collectors[Signal::Logs].shutdowns() as u64;
+        assert_eq!(logs.exported, joined, "{logs:?}");
+        let dropped = logs.dropped.by(DropReason::AlreadyShutdown);
+        assert_eq!(dropped, 1 - joined, "{logs:?}");
+        model.check(1);
+    });
+}
+
+/// Scenario: two flushes of metrics begin at the same moment. The first collection finds all that there is.
+/// Guarantees: both wait for what was found, whichever finds it.
+#[test]
+fn flush_of_metrics_waits_for_a_collection_that_is_under_way() {
+    check(|| {
+        let config = config();
+        let model = Model::undriven(&config, Manner::AtOnce, 1);
+        model.join_metrics(&config, Manner::AtOnce);
+        let flush = |model: &Model| {
+            let metrics = Signals::of(Signal::Metrics);
+            let flushed = block_on(model.shared.flush(metrics, Scope::All, TIMEOUT));
+            assert_eq!(flushed, Ok(()));
+            let acknowledged = model.collectors[Signal::Metrics].acknowledged();
+            assert_eq!(acknowledged.len(), 1, "flush said Ok without the metrics");
+        };
+        let flushes = also(&model, flush);
+        flush(&model);
+        flushes();
+        assert_eq!(
+            model.shut_down_both_driving(Signal::Metrics),
+            [Ok(()), Ok(())]
+        );
+        model.check(1);
+    });
+}
+
+/// Scenario: an exporter asks for numbers while it is given its resource, and another signal joins at that moment.
+/// Guarantees: both go through.
+#[test]
+fn exporter_that_asks_back_while_another_joins_blocks_nobody() {
+    check(|| {
+        let model = Model::undriven(&config(), Manner::AtOnce, 1);
+        let asks = Asks(Arc::downgrade(&model.shared));
+        assert!(model.shared.join(Signal::Logs, Arc::new(asks)));
+        let joins = also(&model, |model| {
+            model.join_metrics(&config(), Manner::AtOnce)
+        });
+        let nobody = Resource::builder_empty().build();
+        model.shared.set_resource(Signal::Logs, &nobody);
+        joins();
+        drop(model.shared.shutdown(Signal::Logs, TIMEOUT));
+        assert_eq!(
+            model.shut_down_both_driving(Signal::Metrics),
+            [Ok(()), Ok(())]
+        );
+        model.check(1);
+    });
+}
+
+/// An exporter that wants to know how its processor is.
+#[derive(Debug)]
+struct Asks(Weak<Shared>);
+
+impl AnyExporter for Asks {
+    fn export_under(self: Arc<Self>, _: Context, _: Items) -> Export {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn any_force_flush(&self) -> OTelSdkResult {
+        Ok(())
+    }
+
+    fn any_shutdown(&self, _: Duration) -> OTelSdkResult {
+        Ok(())
+    }
+
+    fn any_set_resource(&mut self, _: &Resource) {
+        if let Some(shared) = self.0.upgrade() {
+            shared.stats();
+        }
+    }
 }

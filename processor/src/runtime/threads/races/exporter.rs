@@ -8,10 +8,14 @@ use std::time::Duration;
 
 use opentelemetry::Context;
 use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
+use opentelemetry_sdk::logs::{LogBatch, LogExporter, SdkLogRecord};
+use opentelemetry_sdk::metrics::Temporality;
+use opentelemetry_sdk::metrics::data::ResourceMetrics;
+use opentelemetry_sdk::metrics::exporter::PushMetricExporter;
 use opentelemetry_sdk::trace::{SpanData, SpanExporter};
 
 use super::{FALLBACK, Tenant, quiet, spawn};
-use crate::stats::Stats;
+use crate::stats::SignalStats;
 use crate::sync::{Arc, Condvar, Mutex, thread};
 
 /// How an export goes.
@@ -42,7 +46,7 @@ pub(super) struct Collector {
 
 #[derive(Debug, Default)]
 struct Seen {
-    /// The tenant and the id of each span that was given to `export`.
+    /// The tenant and the id of each span, record or data point that was given to `export`.
     given: Vec<(u64, u64)>,
     /// Calls of `export` that are not over, now and at most.
     inside: usize,
@@ -66,9 +70,8 @@ impl Scripted {
     }
 }
 
-impl SpanExporter for Scripted {
-    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
-        let ids: Vec<u64> = batch.iter().map(id).collect();
+impl Scripted {
+    async fn export_these(&self, ids: Vec<u64>) -> OTelSdkResult {
         let (_inside, first) = self.collector.enter(&ids);
         match self.manner {
             Manner::AtOnce | Manner::FlushBlocks => {}
@@ -82,16 +85,61 @@ impl SpanExporter for Scripted {
         Ok(())
     }
 
-    fn force_flush(&self) -> OTelSdkResult {
+    fn flush(&self) -> OTelSdkResult {
         if self.manner == Manner::FlushBlocks {
             self.collector.wait_until(|ids| !ids.is_empty());
         }
         Ok(())
     }
 
-    fn shutdown_with_timeout(&self, _: Duration) -> OTelSdkResult {
+    fn shut_down(&self) -> OTelSdkResult {
         quiet(&self.collector.seen).shutdowns += 1;
         Ok(())
+    }
+}
+
+impl SpanExporter for Scripted {
+    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+        self.export_these(batch.iter().map(id).collect()).await
+    }
+
+    fn force_flush(&self) -> OTelSdkResult {
+        self.flush()
+    }
+
+    fn shutdown_with_timeout(&self, _: Duration) -> OTelSdkResult {
+        self.shut_down()
+    }
+}
+
+impl LogExporter for Scripted {
+    async fn export(&self, batch: LogBatch<'_>) -> OTelSdkResult {
+        let ids = batch.iter().map(|(record, _)| id_of_record(record));
+        self.export_these(ids.collect()).await
+    }
+
+    fn shutdown_with_timeout(&self, _: Duration) -> OTelSdkResult {
+        self.shut_down()
+    }
+}
+
+/// Models measure one thing, so a collection finds one data point.
+impl PushMetricExporter for Scripted {
+    async fn export(&self, _: &ResourceMetrics) -> OTelSdkResult {
+        let number = quiet(&self.collector.seen).given.len() as u64;
+        self.export_these(vec![number]).await
+    }
+
+    fn force_flush(&self) -> OTelSdkResult {
+        self.flush()
+    }
+
+    fn shutdown_with_timeout(&self, _: Duration) -> OTelSdkResult {
+        self.shut_down()
+    }
+
+    fn temporality(&self) -> Temporality {
+        Temporality::Delta
     }
 }
 
@@ -135,21 +183,21 @@ impl Collector {
         quiet(&self.seen).shutdowns
     }
 
-    /// How many spans left under the fallback context.
+    /// How many spans or records left under the fallback context.
     pub(super) fn under_fallback(&self) -> u64 {
         let seen = quiet(&self.seen);
         seen.given.iter().filter(|(t, _)| *t == FALLBACK).count() as u64
     }
 
     /// See `Model::check`.
-    pub(super) fn check(&self, stats: &Stats, max_concurrent: usize) {
+    pub(super) fn check(&self, stats: &SignalStats, max_concurrent: usize) {
         let acknowledged = self.acknowledged().len() as u64;
         let seen = quiet(&self.seen);
         let mut ids: Vec<u64> = seen.given.iter().map(|(_, id)| *id).collect();
         ids.sort_unstable();
         let given = ids.len() as u64;
         ids.dedup();
-        assert_eq!(ids.len() as u64, given, "a span was exported twice (R12)");
+        assert_eq!(ids.len() as u64, given, "exported twice (R12)");
         assert_eq!(given, stats.exported + stats.failed, "{stats:?} (R12)");
         // What is acknowledged after its deadline has failed nevertheless.
         match stats.timed_out_exports {
@@ -158,7 +206,7 @@ impl Collector {
         }
         for (tenant, id) in &seen.given {
             let own = [id / 10, FALLBACK].contains(tenant);
-            assert!(own, "span {id} left under the context of {tenant} (R1)");
+            assert!(own, "{id} left under the context of {tenant} (R1)");
         }
         assert!(seen.most_inside <= max_concurrent, "{seen:?} (R6)");
         assert_eq!(seen.inside, 0, "{seen:?}");
@@ -178,6 +226,12 @@ impl Drop for Inside {
 
 fn id(span: &SpanData) -> u64 {
     u64::from_be_bytes(span.span_context.span_id().to_bytes())
+}
+
+/// That of the span which it was emitted in: no model emits twice in one.
+fn id_of_record(record: &SdkLogRecord) -> u64 {
+    let span = record.trace_context().expect("it was emitted in a span");
+    u64::from_be_bytes(span.span_id.to_bytes())
 }
 
 /// What another thread will say.

@@ -28,17 +28,25 @@ use std::task::{Context as TaskContext, Poll, Wake, Waker};
 use std::time::Duration;
 
 use opentelemetry::Context;
-use opentelemetry::trace::{SpanId, TraceId};
+use opentelemetry::metrics::MeterProvider as _;
+use opentelemetry::trace::{SpanId, TraceFlags, TraceId};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::metrics::{SdkMeterProvider, Temporality};
 
 use super::{OwnRuntime, Shared, driver};
+use crate::clock::Instant;
 use crate::config::Config;
-use crate::dispatch::{Dispatch, Scope};
+use crate::dispatch::collections::Pace;
+use crate::dispatch::{Dispatch, Emitted, Scope};
 use crate::error::FlushError;
+use crate::export::{OfLogs, OfMetrics, OfSpans};
+use crate::reader::{Collector as Instruments, PerRequestMetricReader};
 use crate::request::RequestId;
-use crate::stats::Stats;
+use crate::signal::{PerSignal, Signal, Signals};
+use crate::stats::{DropReason, SignalStats, Stats};
 use crate::sync::races::clock;
 use crate::sync::{Arc, Condvar, Mutex, Weak, thread};
-use crate::testing::span;
+use crate::testing::{log, span, span_with_flags};
 
 use exporter::{Collector, Manner, Scripted};
 
@@ -123,10 +131,17 @@ const FALLBACK: u64 = 0;
 #[derive(Debug)]
 struct Model {
     shared: Arc<Shared>,
+    /// Of spans.
     collector: Arc<Collector>,
+    /// Of all signals, whether they are exported or not.
+    collectors: PerSignal<Arc<Collector>>,
     tenants: Quiet<Vec<Weak<Tenant>>>,
     /// The spans whose end has returned.
     ended: Quiet<Vec<u64>>,
+    /// The spans in which a record was emitted, when that has returned.
+    emitted: Quiet<Vec<u64>>,
+    /// What metrics come from.
+    meters: Quiet<Option<SdkMeterProvider>>,
 }
 
 fn config() -> Config {
@@ -153,8 +168,9 @@ impl Model {
     }
 
     fn new(config: &Config, manner: Manner) -> Arc<Self> {
-        let collector = Arc::new(Collector::default());
-        let exporter = Arc::new(Scripted::new(&collector, manner));
+        let collectors = PerSignal::new(|_| Arc::new(Collector::default()));
+        let collector = collectors[Signal::Spans].clone();
+        let exporter = Arc::new(OfSpans(Scripted::new(&collector, manner)));
         let (fallback, tenant) = context(FALLBACK, Weak::new());
         let dispatch = Dispatch::new(config, fallback, false);
         let Ok(runtime) = OwnRuntime::new() else {
@@ -163,9 +179,62 @@ impl Model {
         Arc::new(Self {
             shared: Shared::new(config, dispatch, exporter, runtime, false),
             collector,
+            collectors,
             tenants: Quiet::new(vec![tenant]),
             ended: Quiet::default(),
+            emitted: Quiet::default(),
+            meters: Quiet::default(),
         })
+    }
+
+    // ----- other signals -----
+
+    /// From now on log records are exported, too.
+    fn join_logs(&self, manner: Manner) {
+        let exporter = Scripted::new(&self.collectors[Signal::Logs], manner);
+        let joined = self.shared.join(Signal::Logs, Arc::new(OfLogs(exporter)));
+        assert!(joined, "once");
+    }
+
+    /// From now on metrics are, and the first thing is measured.
+    fn join_metrics(&self, config: &Config, manner: Manner) {
+        let exporter = Scripted::new(&self.collectors[Signal::Metrics], manner);
+        let joined = self
+            .shared
+            .join(Signal::Metrics, Arc::new(OfMetrics(exporter)));
+        assert!(joined, "once");
+        let instruments = Arc::new(Instruments::new(Temporality::Delta));
+        // It shuts nothing down when it is dropped.
+        let reader = PerRequestMetricReader::new(None, instruments.clone());
+        let meters = SdkMeterProvider::builder()
+            .with_resource(Resource::builder_empty().build())
+            .with_reader(reader)
+            .build();
+        *quiet(&self.meters) = Some(meters);
+        self.measure();
+        let pace = Pace::new(config, Instant::now());
+        self.shared.collect_from(instruments, pace);
+    }
+
+    /// There is something for the next collection to find.
+    fn measure(&self) {
+        if let Some(meters) = &*quiet(&self.meters) {
+            let measured = meters.meter("model").u64_counter("measured").build();
+            measured.add(1, &[]);
+        }
+    }
+
+    /// Emits the record of a span.
+    fn emit(&self, request: u64, index: u64) {
+        let id = span_id(request, index);
+        let of = Emitted::Within {
+            trace: TraceId::from(trace(request)),
+            span: SpanId::from(id),
+            unrecorded: None,
+        };
+        self.shared.emit(log(trace(request), id), of);
+        quiet(&self.emitted).push(id);
+        self.stats();
     }
 
     // ----- what users do -----
@@ -199,6 +268,14 @@ impl Model {
         self.stats();
     }
 
+    /// A span that is not sampled ends, so nothing leaves.
+    fn end_unsampled(&self, request: u64, index: u64) {
+        let id = span_id(request, index);
+        let flags = TraceFlags::default();
+        self.shared.end(span_with_flags(trace(request), id, flags));
+        self.stats();
+    }
+
     /// A request of one span.
     fn request(&self, request: u64) {
         self.start(request);
@@ -208,7 +285,8 @@ impl Model {
     /// Flushes. What Ok promises is checked (R11).
     fn flush(&self) -> Result<(), FlushError> {
         let before = quiet(&self.ended).clone();
-        let result = block_on(self.shared.flush(Scope::All, TIMEOUT));
+        let spans = Signals::of(Signal::Spans);
+        let result = block_on(self.shared.flush(spans, Scope::All, TIMEOUT));
         if result.is_ok() {
             let acknowledged = self.collector.acknowledged();
             let missing: Vec<_> = before
@@ -222,25 +300,37 @@ impl Model {
 
     /// Shuts down. What Ok promises is checked.
     fn shut_down(&self) -> Result<(), FlushError> {
-        let result = block_on(self.shared.shutdown(TIMEOUT));
+        self.shut_down_signal(Signal::Spans)
+    }
+
+    fn shut_down_signal(&self, signal: Signal) -> Result<(), FlushError> {
+        let result = block_on(self.shared.shutdown(signal, TIMEOUT));
         if result.is_ok() {
-            assert_eq!(self.collector.shutdowns(), 1, "shutdown returned early");
+            let shutdowns = self.collectors[signal].shutdowns();
+            assert_eq!(shutdowns, 1, "shutdown returned early");
         }
         result
     }
 
     /// Shuts down, with this thread for a driver.
     fn shut_down_driving(&self) -> Result<(), FlushError> {
-        let done = self.shared.shutdown(TIMEOUT);
+        let done = self.shared.shutdown(Signal::Spans, TIMEOUT);
         driver::drive(&self.shared);
         block_on(done)
+    }
+
+    /// The same, with another signal.
+    fn shut_down_both_driving(&self, other: Signal) -> [Result<(), FlushError>; 2] {
+        let both = [Signal::Spans, other];
+        let done = both.map(|signal| self.shared.shutdown(signal, TIMEOUT));
+        driver::drive(&self.shared);
+        done.map(block_on)
     }
 
     /// A snapshot, in which the accounting law holds (R12).
     fn stats(&self) -> Stats {
         let stats = self.shared.stats();
-        let accounted = stats.exported + stats.failed + stats.dropped.total() + stats.pending();
-        assert_eq!(stats.ended, accounted, "{stats:?}");
+        assert!(stats.is_balanced(), "{stats:?}");
         stats
     }
 
@@ -253,10 +343,25 @@ impl Model {
             thread::yield_now();
         }
         let stats = self.stats();
-        assert_eq!(stats.pending(), 0, "{stats:?}");
         assert_eq!(stats.ended, quiet(&self.ended).len() as u64, "{stats:?}");
-        self.collector.check(&stats, max_concurrent);
-        assert_eq!(self.collector.under_fallback(), stats.late.total(), "(R8)");
+        let emitted = quiet(&self.emitted).len() as u64;
+        assert_eq!(stats.logs.received, emitted, "{stats:?}");
+        let of_each = [of_spans(&stats), stats.logs, stats.metrics];
+        for (signal, stats) in Signal::ALL.into_iter().zip(&of_each) {
+            let collector = &self.collectors[signal];
+            assert_eq!(stats.pending(), 0, "{stats:?}");
+            // One that nobody exports has nothing to be shut down.
+            if signal == Signal::Spans || collector.shutdowns() > 0 {
+                collector.check(stats, max_concurrent);
+            }
+            if signal != Signal::Metrics {
+                // What is dropped before its export is late nevertheless.
+                let (under_fallback, late) = (collector.under_fallback(), stats.late.total());
+                let dropped = stats.dropped.by(DropReason::ShutdownTimeout);
+                let possible = late.saturating_sub(dropped)..=late;
+                assert!(possible.contains(&under_fallback), "{stats:?} (R8)");
+            }
+        }
         // The processor itself is still there, as it is for as long as there are handles.
         let left: Vec<u64> = quiet(&self.tenants)
             .iter()
@@ -273,6 +378,22 @@ fn context(number: u64, shared: Weak<Shared>) -> (Context, Weak<Tenant>) {
     let tenant = Arc::new(Tenant { number, shared });
     let left = Arc::downgrade(&tenant);
     (Context::new().with_value(tenant), left)
+}
+
+/// What the account says of spans that an exporter can be asked about.
+fn of_spans(stats: &Stats) -> SignalStats {
+    SignalStats {
+        received: stats.ended,
+        exported: stats.exported,
+        failed: stats.failed,
+        dropped: stats.dropped,
+        late: stats.late,
+        queued: stats.queued,
+        waiting: stats.waiting,
+        in_flight: stats.in_flight,
+        exports: stats.exports,
+        timed_out_exports: stats.timed_out_exports,
+    }
 }
 
 /// The id of a span, which tells its request. The root has index 0.
