@@ -6,7 +6,8 @@ use std::fmt::{Debug, Display};
 use opentelemetry::trace::SpanContext;
 use opentelemetry_per_request::{
     Builder, Config, ConfigError, Deadlock, DropReason, Dropped, FlushError, FlushTrigger, Handle,
-    Late, LateReason, PerRequestSpanProcessor, Stats,
+    Late, LateReason, PerRequestLogProcessor, PerRequestMetricReader, PerRequestSpanProcessor,
+    SignalStats, Stats,
 };
 use opentelemetry_sdk::error::OTelSdkError;
 
@@ -21,11 +22,14 @@ fn public_types_are_send_sync_and_debug() {
     fn word<T: Send + Sync + Copy + Eq + std::hash::Hash + Debug + Display>() {}
     fn error<T: Error + Send + Sync + 'static>() {}
     shared::<PerRequestSpanProcessor>();
+    shared::<PerRequestLogProcessor>();
+    shared::<PerRequestMetricReader>();
     shared::<Handle>();
     fn clone<T: Clone>() {}
     clone::<Handle>();
     value::<Config>();
     value::<Stats>();
+    value::<SignalStats>();
     value::<Dropped>();
     value::<Late>();
     value::<FlushError>();

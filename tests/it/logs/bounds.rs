@@ -1,6 +1,6 @@
 //! Records are bounded by themselves, and what does not fit is counted (R6, R10).
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use opentelemetry::trace::{TraceContextExt as _, Tracer as _, TracerProvider as _};
 use opentelemetry_per_request::{Config, DropReason, FlushError, FlushTrigger};
@@ -8,8 +8,8 @@ use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
 
 use super::{LogWorld, say};
 use crate::support::{
-    Act, Gate, LogRecorder, Recorder, StopOnDrop, Witness, balanced, held_back, logs, soon, tenant,
-    wait_until,
+    Act, FALLBACK, Gate, LogRecorder, Recorder, StopOnDrop, Tenant, Witness, balanced, held_back,
+    logs, soon, tenant, wait_until,
 };
 
 /// Scenario: an exporter of records that never answers, 10,000 requests of one span and ten records each, with both triggers;
@@ -172,6 +172,93 @@ fn records_and_spans_take_no_room_of_each_other() {
     assert_eq!((stats.dropped.total(), stats.logs.dropped.total()), (7, 5));
     gate.open();
     soon(logs.telemetry.flush()).unwrap_err();
+}
+
+/// Scenario: four threads emit records in requests, in what is evicted, late and outside, while exporters of both signals take, fail,
+/// panic and hang beyond their timeout, with few of everything allowed; some flush; then everything is shut down.
+/// Guarantees: the account adds up at every moment and never goes back; in the end each record was exported once, failed or dropped,
+/// and never under another request's tenant.
+#[test]
+fn account_of_records_adds_up_whatever_happens() {
+    const THREADS: u32 = 4;
+    const REQUESTS: u32 = 100;
+    let by_turns = || {
+        let turn = AtomicU64::new(0);
+        move || match turn.fetch_add(1, Ordering::Relaxed) % 8 {
+            0 => Act::Fail("no"),
+            1 => Act::Panic,
+            2 => Act::Hang(Gate::default()),
+            _ => Act::Take,
+        }
+    };
+    let (of_spans, of_logs) = (by_turns(), by_turns());
+    let config = Config::default()
+        .with_max_traces(6)
+        .with_max_batch_size(4)
+        .with_max_pending_logs(64)
+        .with_max_concurrent_exports(4)
+        .with_export_timeout(std::time::Duration::from_millis(20));
+    let logs = &LogWorld::with_exporters(
+        config,
+        Recorder::by(move |_| of_spans()),
+        LogRecorder::by(move |_| of_logs()),
+    );
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut last = balanced(&logs.telemetry).logs;
+            while !done.load(Ordering::Relaxed) {
+                let stats = balanced(&logs.telemetry).logs;
+                assert!(stats.received >= last.received && stats.exported >= last.exported);
+                assert!(stats.failed >= last.failed && stats.exports >= last.exports);
+                assert!(stats.dropped.total() >= last.dropped.total());
+                last = stats;
+            }
+        });
+        let stop = StopOnDrop(&done);
+        let threads: Vec<_> = (1..=THREADS)
+            .map(|thread| {
+                scope.spawn(move || {
+                    for n in 0..REQUESTS {
+                        let root = logs.world.start("root", &tenant(thread));
+                        let other = logs.world.start("other", &tenant(thread));
+                        for place in 0..n % 5 {
+                            let cx = if place % 2 == 0 { &root } else { &other };
+                            logs.say_in(cx, format!("{thread} {n} {place}"));
+                        }
+                        if n % 20 == 0 {
+                            drop(logs.telemetry.flush());
+                            drop(logs.telemetry.flush_trace(super::ids(&root).0));
+                        }
+                        logs.world.end(&root);
+                        logs.say_in(&root, format!("{thread} {n} late"));
+                        logs.say(format!("0 {thread} {n}"));
+                        logs.world.end(&other);
+                    }
+                })
+            })
+            .collect();
+        threads
+            .into_iter()
+            .for_each(|thread| thread.join().unwrap());
+        drop(stop);
+    });
+    let _ = soon(logs.telemetry.shutdown(crate::support::SOON));
+    wait_until("all is accounted for", || logs.stats().logs.pending() == 0);
+    let stats = logs.stats().logs;
+    let said = u64::from(THREADS * (REQUESTS / 5 * (1 + 2 + 3 + 4) + 2 * REQUESTS));
+    assert_eq!(stats.received, said);
+    let given = logs.exporter.items();
+    assert_eq!(given.len() as u64, stats.exported + stats.failed);
+    let mut once = std::collections::HashSet::new();
+    for (log, tenant) in given {
+        let body = log.body();
+        let number = body.split(' ').next().unwrap().parse().unwrap();
+        let own = tenant == Some(Tenant(number)) && log.late_mark().is_none();
+        let late = tenant == Some(FALLBACK) && log.late_mark().is_some();
+        assert!(own || late, "{body} under {tenant:?}");
+        assert!(once.insert(body), "twice");
+    }
 }
 
 /// Scenario: more records than spans per trace are allowed, in one request.
