@@ -41,8 +41,8 @@ const OF_CLIENTS: [&str; 4] = [
 /// |---|---|
 /// | in a span of a live request, ended or not | the saved context of that request |
 /// | where no span is active, or only a remote one | the fallback context |
-/// | in a span that is not recorded, as a sampler makes them | the context that is current there, by itself; in Cloudflare Workers the fallback context, and marked. [`RecordUnsampled`](crate::RecordUnsampled) makes it join its request |
-/// | in a span whose request is evicted or over, or not known | the fallback context, marked with `per_request.late` |
+/// | in a span that is not sampled, whose request is not known, as a sampler makes them | the context that is current there, by itself; in Cloudflare Workers the fallback context, and marked. [`RecordUnsampled`](crate::RecordUnsampled) makes it join its request |
+/// | in a sampled span whose request is evicted or over, or not known | the fallback context, marked with `per_request.late` |
 ///
 /// What is logged while exporting is no record, or it would be exported, and so make more, for ever. Where an exporter over gRPC was
 /// built in a runtime of the caller's, nobody can tell that from anything else, so an appender for `tracing` is told that what

@@ -43,7 +43,8 @@ pub(crate) const TOO_MANY: &str = "too many earlier collections are still being 
 ///
 /// Callbacks of observable instruments run on a thread of the processor's own; in Cloudflare Workers, in the event that
 /// collects. One that panics is caught natively, and said in a warning; but the SDK holds a lock while it calls it, which
-/// is poisoned by that, so nothing of that provider is ever collected again, and each flush says so.
+/// is poisoned by that, so nothing of that provider is ever collected again, and each flush says so. One that makes an
+/// instrument waits for that lock for good.
 ///
 /// ```
 /// # use opentelemetry_sdk::metrics::InMemoryMetricExporter;
