@@ -236,8 +236,8 @@ impl Config {
         self
     }
 
-    /// How many calls of an exporter's `export` may be under way at once, of each signal. It is never exceeded: 1 means
-    /// strictly one after the other.
+    /// How many calls of an exporter's `export` may be under way at once, of spans and of log records each. It is never exceeded:
+    /// 1 means strictly one after the other, as those of metrics always are natively.
     ///
     /// 0 is no limit; 20 by default; `A365_PER_REQUEST_MAX_CONCURRENT_EXPORTS`. An exporter that blocks its thread takes one
     /// for each export, and there are never more than 256 of them.

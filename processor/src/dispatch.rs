@@ -238,6 +238,7 @@ impl Dispatch {
                 trigger: config.flush_trigger(),
                 max_batch_size: config.max_batch_size(),
                 allowance: Allowance::default(),
+                hold: true,
             },
             max_concurrent_exports: config.max_concurrent_exports(),
             mark_late,
@@ -346,6 +347,12 @@ impl Dispatch {
             Lookup::Late(reason) if sampled => self.take_in_late(span, trace, room, Some(reason)),
             Lookup::Late(_) => {}
         }
+    }
+
+    /// Whether this span is one of a live request.
+    #[cfg(all(feature = "logs", not(target_family = "wasm")))]
+    pub(crate) fn knows(&mut self, trace: TraceId, span: SpanId) -> bool {
+        self.registry.find(trace, span).is_ok()
     }
 
     /// A log record is emitted. It is taken out of `log` unless it is to be dropped, which is then the caller's to do.
@@ -495,7 +502,7 @@ impl Dispatch {
         }
         let id = RequestId::late(trace);
         let usual_batch = self.lanes[T::SIGNAL].usual_batch;
-        let terms = self.terms;
+        let terms = self.terms_of(id);
         let Some(request) = self.request(id) else {
             return;
         };
@@ -562,9 +569,17 @@ impl Dispatch {
         self.garbage.contexts.extend(context);
     }
 
+    /// What belongs to no trace is of many requests, so none of it waits for an export of what was there before (R13).
+    fn terms_of(&self, id: RequestId) -> Terms {
+        Terms {
+            hold: id.trace != TraceId::INVALID,
+            ..self.terms
+        }
+    }
+
     /// Plans when a live request's queue leaves, if that has changed.
     fn schedule(&mut self, id: QueueId) {
-        let terms = self.terms;
+        let terms = self.terms_of(id.request);
         let request = self.request(id.request);
         if let Some(change) = request.and_then(|r| r.plan(id.signal, terms)) {
             self.apply(id, change);
@@ -676,7 +691,7 @@ impl Dispatch {
             return;
         };
         queue.schedule = Schedule::Idle;
-        match queue.exporting > 0 {
+        match queue.exporting > 0 && id.request.trace != TraceId::INVALID {
             true => self.schedule(id),
             false => self.take_queue(id),
         }
@@ -722,7 +737,11 @@ impl Dispatch {
     }
 
     fn has_slot(&self, signal: Signal) -> bool {
-        let max = self.max_concurrent_exports;
+        let max = match (signal, &self.late) {
+            // One after the other, so that what is cumulative never goes back. In a Worker nothing may wait for another request.
+            (Signal::Metrics, Late::Together(_)) => 1,
+            _ => self.max_concurrent_exports,
+        };
         max == 0 || self.lanes[signal].slots_taken < max
     }
 

@@ -80,7 +80,8 @@ pub enum FlushError {
     Timeout(Duration),
     /// The exporter's own `force_flush` or `shutdown` failed, with this message.
     Exporter(String),
-    /// Metrics could not be collected, with this message. What was measured stays in the instruments.
+    /// Metrics could not be collected, with this message. What was measured stays in the instruments, for a next time, if there
+    /// is one.
     Collect(String),
     /// Waiting on this thread could only deadlock, so the call returned early. What is under way goes on.
     WouldDeadlock(Deadlock),

@@ -69,6 +69,7 @@ impl Handle {
     /// - [`FlushError::Lost`] if anything failed or was dropped since the last flush;
     /// - [`FlushError::Timeout`] if the deadline passed first;
     /// - [`FlushError::Exporter`] if the exporter's `force_flush` failed;
+    /// - [`FlushError::Collect`] if it covers metrics, and they could not be collected;
     /// - [`FlushError::AlreadyShutdown`] after a shutdown.
     pub fn flush(&self) -> impl Future<Output = Result<(), FlushError>> + Send + use<> {
         self.flush_scope(Scope::All, None)

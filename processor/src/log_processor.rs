@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use opentelemetry::logs::Severity;
-use opentelemetry::trace::{TraceContextExt as _, TraceId};
+use opentelemetry::trace::{SpanId, TraceContextExt as _, TraceId};
 use opentelemetry::{Context, InstrumentationScope, otel_warn};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
@@ -106,15 +106,27 @@ impl PerRequestLogProcessor {
             }
             same
         };
+        let (trace, span) = (named.trace_id, named.span_id);
         let sampled = named.trace_flags.is_some_and(|flags| flags.is_sampled());
-        // In a Worker each of them would be a subrequest.
-        let by_itself = is_active && !sampled && cfg!(not(target_family = "wasm"));
+        let by_itself = is_active && !sampled && leaves_by_itself(shared, trace, span);
         Emitted::Within {
-            trace: named.trace_id,
-            span: named.span_id,
+            trace,
+            span,
             unrecorded: by_itself.then(|| self.saving.save(shared, &cx)),
         }
     }
+}
+
+/// Whether a record in a span that is not sampled can join no request.
+#[cfg(not(target_family = "wasm"))]
+fn leaves_by_itself(shared: &Arc<Shared>, trace: TraceId, span: SpanId) -> bool {
+    !shared.knows(trace, span)
+}
+
+/// In a Worker each of them would be a subrequest.
+#[cfg(target_family = "wasm")]
+fn leaves_by_itself(_shared: &Arc<Shared>, _trace: TraceId, _span: SpanId) -> bool {
+    false
 }
 
 impl LogProcessor for PerRequestLogProcessor {

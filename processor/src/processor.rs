@@ -123,8 +123,8 @@ impl PerRequestSpanProcessor {
     /// A log processor whose records join the requests of this one, and leave through this exporter. See
     /// [`PerRequestLogProcessor`](crate::PerRequestLogProcessor).
     ///
-    /// It has the settings of this processor, and lives and is shut down by itself: in whichever order. If this one is shut
-    /// down already, so is what is returned.
+    /// It has the settings of this processor, and lives and is shut down by itself: in whichever order. If everything that there
+    /// was is shut down already, so is what is returned; in Cloudflare Workers it runs nevertheless.
     ///
     /// # Errors
     ///
@@ -144,8 +144,8 @@ impl PerRequestSpanProcessor {
     /// A metric reader that collects when requests of this processor end, and exports through this exporter. See
     /// [`PerRequestMetricReader`](crate::PerRequestMetricReader).
     ///
-    /// It has the settings of this processor, and lives and is shut down by itself: in whichever order. If this one is shut
-    /// down already, so is what is returned.
+    /// It has the settings of this processor, and lives and is shut down by itself: in whichever order. If everything that there
+    /// was is shut down already, so is what is returned; in Cloudflare Workers it runs nevertheless.
     ///
     /// # Errors
     ///

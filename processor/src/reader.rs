@@ -6,6 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{OnceLock, Weak};
 use std::time::Duration;
 
+use opentelemetry::Context;
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::metrics::data::{AggregatedMetrics, MetricData, ResourceMetrics};
 use opentelemetry_sdk::metrics::reader::MetricReader;
@@ -38,11 +39,12 @@ pub(crate) const TOO_MANY: &str = "too many earlier collections are still being 
 /// - At most 32 collections are on their way at once, each with the
 ///   [export timeout](crate::Config::with_export_timeout). While there are so many, none is made: what is measured stays in
 ///   the instruments, and a flush says so ([`FlushError::Collect`](crate::FlushError::Collect)).
+/// - Natively exports of metrics follow one another, as the SDK promises exporters: a sum never goes back in time.
 /// - The temporality is that of the exporter.
 /// - Dropping it shuts it down, as dropping its provider does; spans go on.
 ///
 /// Callbacks of observable instruments run on a thread of the processor's own; in Cloudflare Workers, in the event that
-/// collects. One that panics is caught natively, and said in a warning; but the SDK holds a lock while it calls it, which
+/// collects. Telemetry is suppressed there: spans and log records of a callback are none. One that panics is caught natively, and said in a warning; but the SDK holds a lock while it calls it, which
 /// is poisoned by that, so nothing of that provider is ever collected again, and each flush says so. One that makes an
 /// instrument waits for that lock for good.
 ///
@@ -166,6 +168,8 @@ impl Collector {
             return Ok(None);
         }
         let mut metrics = ResourceMetrics::default();
+        // A request of a callback's own would be a reason to collect again, for ever.
+        let _quiet = Context::enter_telemetry_suppressed_scope();
         let collect = || self.reader.collect(&mut metrics);
         match catch_unwind(AssertUnwindSafe(collect)) {
             Ok(Ok(())) => {}

@@ -110,6 +110,8 @@ pub(crate) struct Terms {
     pub(crate) trigger: FlushTrigger,
     pub(crate) max_batch_size: usize,
     pub(crate) allowance: Allowance,
+    /// Whether a queue waits for an export of it that is under way.
+    pub(crate) hold: bool,
 }
 
 /// What follows for the queue of a live request when something has changed.
@@ -250,8 +252,8 @@ impl Queue {
         if self.is_empty() || self.schedule == Schedule::Due {
             return None;
         }
-        let hold =
-            self.exporting > 0 || (terms.trigger == FlushTrigger::LocalRootEnd && !root_ended);
+        let hold = (terms.hold && self.exporting > 0)
+            || (terms.trigger == FlushTrigger::LocalRootEnd && !root_ended);
         let to = match (hold, self.may_spend(terms.allowance)) {
             (true, _) => Schedule::Held,
             (false, true) => Schedule::Due,

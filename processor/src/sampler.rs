@@ -7,8 +7,9 @@ use opentelemetry_sdk::trace::{SamplingDecision, SamplingResult, ShouldSample};
 /// Records the spans that another sampler leaves out, without exporting them.
 ///
 /// The SDK shows a processor only what is recorded. A request whose trace is not sampled is not known then, and log records
-/// that are emitted in it cannot join it. Under this sampler they do: they share its context, its queue, its end. What is
-/// exported of spans, and what is said to services that are called, is the same.
+/// that are emitted in it cannot join it. Under this sampler they do: they share its context, its queue, its end. What a
+/// [`PerRequestSpanProcessor`](crate::PerRequestSpanProcessor) exports of spans, and what is said to services that are called,
+/// is the same. Other processors see what is recorded, too, and the SDK's batch processor exports that.
 ///
 /// The price is that a span that is not sampled costs what one costs that is, but for its export. A
 /// [`Telemetry`](crate::Telemetry) with a log exporter puts it around its sampler by itself.

@@ -404,7 +404,8 @@ impl TelemetryBuilder {
     }
 
     /// What else the tracer provider is to have: limits, or more processors. A sampler belongs into
-    /// [`with_sampler`](Self::with_sampler).
+    /// [`with_sampler`](Self::with_sampler). With a log exporter, other processors see spans that are not sampled, which the SDK's
+    /// batch processor exports; a sampler that is set here again keeps it from that.
     pub fn with_tracer_provider(
         mut self,
         more: impl FnOnce(TracerProviderBuilder) -> TracerProviderBuilder + 'static,

@@ -348,8 +348,8 @@ async fn a_flush_of_all_signals_says_which_of_them_has_losses() {
     assert_eq!((stats["logs_dropped"], stats["balanced"]), (1, 1));
 }
 
-/// Scenario: an observable instrument whose callback attaches a context, and spans that end anywhere.
-/// Guarantees: it is asked with each collection, in a task of its own, and its value arrives.
+/// Scenario: an observable instrument whose callback attaches a context, logs, and makes a span; and spans that end anywhere.
+/// Guarantees: it is asked with each collection, in a task of its own, and its value arrives; what it logs and traces does not.
 #[tokio::test]
 async fn an_observable_instrument_is_asked_outside_of_the_ends_of_spans() {
     let (receiver, worker) =
@@ -362,4 +362,19 @@ async fn an_observable_instrument_is_asked_outside_of_the_ends_of_spans() {
         "{points:?}"
     );
     assert!(worker.console().contains(&"log: observed".to_owned()));
+
+    // What it says and does itself would be a reason to collect again.
+    let stats = settled(&worker).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(
+        settled(&worker).await["metric_exports"],
+        stats["metric_exports"]
+    );
+    assert!(
+        receiver
+            .spans()
+            .iter()
+            .all(|span| span.name != "in a callback")
+    );
+    assert_eq!(receiver.logs().len(), 0);
 }

@@ -51,6 +51,10 @@ const LAST_LOOK: Duration = Duration::from_millis(128);
 /// How often a pause looks whether its request still needs it.
 const PAUSE_PART: Duration = Duration::from_secs(1);
 
+/// How long an event is kept alive for metrics, at most: the runtime ends it 30 seconds after its response.
+#[cfg(feature = "metric-reader")]
+const LONGEST_WAIT: Duration = Duration::from_secs(25);
+
 /// How many batches of others a request sends when it starts: those of a trace that it evicts, or what was left behind by
 /// requests that the runtime has cancelled. Each costs it a subrequest.
 const OTHERS: usize = 4;
@@ -287,6 +291,8 @@ impl Shared {
         let wait = {
             let mut state = self.state.lock();
             match state.dispatch.wait_to_collect(now) {
+                // The event would not live to see it.
+                Some(wait) if wait > LONGEST_WAIT => return,
                 Some(wait) if state.timer.is_none_or(|until| until <= now) => {
                     state.timer = now.checked_add(wait + LEASE_GRACE);
                     wait
@@ -300,8 +306,12 @@ impl Shared {
         };
         let shared = self.clone();
         alive.spawn(async move {
-            if !wait.is_zero() {
-                sleep(wait).await;
+            let mut left = wait;
+            // A flush may have collected meanwhile, and then nothing should keep the event open.
+            while !left.is_zero() && shared.state.lock().dispatch.wants_metrics() {
+                let part = left.min(PAUSE_PART);
+                sleep(part).await;
+                left -= part;
             }
             shared.collect_if_due();
         });

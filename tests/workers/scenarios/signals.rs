@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use opentelemetry::global;
 use opentelemetry::metrics::Counter;
+use opentelemetry::trace::Tracer as _;
 use opentelemetry::{Context as Cx, KeyValue};
 use opentelemetry_per_request::{Carry as _, TelemetryBuilder};
 use opentelemetry_sdk::trace::Sampler;
@@ -75,6 +76,8 @@ fn observed() {
         .with_callback(|observer| {
             let _attached = Cx::new().attach();
             console_log!("observed");
+            info!("in a callback");
+            drop(global::tracer("scenarios").start("in a callback"));
             observer.observe(1, &[]);
         })
         .build();

@@ -30,6 +30,14 @@ use crate::stats::{SignalStats, Stats};
 use crate::sync::{Arc, Weak};
 use crate::testing::span_with_flags;
 
+/// Natively, how many exports of a signal there may be at once.
+fn most_at_once(signal: Signal) -> usize {
+    match signal {
+        Signal::Metrics => 1,
+        _ => MAX_CONCURRENT,
+    }
+}
+
 /// How long an export may take.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -296,7 +304,7 @@ impl Pair {
     }
 
     fn oldest_that_may_leave(&self) -> Option<u64> {
-        let free = |signal: &Signal| self.slots_taken(*signal) < MAX_CONCURRENT;
+        let free = |signal: &Signal| self.slots_taken(*signal) < most_at_once(*signal);
         let unbounded = self.platform == Platform::Workers;
         let ready = Signal::ALL.into_iter().filter(|s| unbounded || free(s));
         ready

@@ -329,3 +329,18 @@ fn each_signal_of_a_request_has_its_allowance() {
     lone.end(1);
     assert_eq!(lone.export(), [21, 20]);
 }
+
+/// Scenario: in a Worker, a line outside of any request is on its way to a collector that does not answer, when somebody else
+/// says another one.
+/// Guarantees: it waits for nobody (R13).
+#[test]
+fn record_of_no_request_waits_for_no_export_of_another() {
+    let mut dispatch = Dispatch::for_workers(&config(), Context::new(), true);
+    for _ in 0..MAX_EXPORTS {
+        assert!(emit_as(&mut dispatch, (0, 0), Emitted::Outside).is_none());
+        assert_eq!(batches(&mut dispatch), [(Signal::Logs, 1)]);
+    }
+    assert!(emit_as(&mut dispatch, (0, 0), Emitted::Outside).is_none());
+    assert_eq!(batches(&mut dispatch), [], "they are subrequests");
+    assert_eq!(dispatch.take_paced().len(), 1);
+}

@@ -253,3 +253,22 @@ fn metrics_can_be_taken_alone() {
     assert!(dispatch.next_metrics(None).is_none());
     assert_eq!(dispatch.stats().waiting, 1);
 }
+
+/// Scenario: two collections wait, and the exporter takes its time with the first, natively and in a Worker.
+/// Guarantees: natively the second one waits for it, so a sum never goes back in time; in a Worker it waits for nobody (R13).
+#[test]
+fn exports_of_metrics_follow_one_another_natively() {
+    let native = Dispatch::new(&config(), Context::new(), true);
+    let in_worker = Dispatch::for_workers(&config(), Context::new(), true);
+    for (mut dispatch, waits) in [(native, true), (in_worker, false)] {
+        for _ in 0..2 {
+            let id = dispatch.begin_collection(Instant::now());
+            let (metrics, points) = (ResourceMetrics::default(), 1);
+            dispatch.end_collection(id, Some(Collected { metrics, points }));
+        }
+        let first = dispatch.next_batch(None).expect("the first one");
+        assert_eq!(dispatch.next_batch(None).is_none(), waits);
+        dispatch.complete(first.id, Outcome::Exported);
+        assert_eq!(dispatch.next_batch(None).is_some(), waits);
+    }
+}

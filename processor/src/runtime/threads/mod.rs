@@ -266,6 +266,12 @@ impl Shared {
         drop(span);
     }
 
+    /// Whether this span is one of a live request.
+    #[cfg(feature = "logs")]
+    pub(crate) fn knows(&self, trace: TraceId, span: SpanId) -> bool {
+        self.state.lock().dispatch.knows(trace, span)
+    }
+
     #[cfg(feature = "logs")]
     pub(crate) fn emit(&self, log: LogData, of: Emitted) {
         let mut log = Some(log);
@@ -358,6 +364,12 @@ impl Shared {
         timeout: Duration,
         answer: Answer,
     ) {
+        // Metrics are of no trace.
+        let signals = match scope {
+            Scope::All => signals,
+            _ if signals == Signals::of(Signal::Metrics) => signals,
+            _ => signals.without(Signal::Metrics),
+        };
         let mut state = self.state.lock();
         let covered = signals.iter().filter(|s| state.life[*s] != Life::Absent);
         let closed: Vec<bool> = covered.map(|s| state.dispatch.is_closed(s)).collect();
