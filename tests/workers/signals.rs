@@ -349,7 +349,8 @@ async fn a_flush_of_all_signals_says_which_of_them_has_losses() {
 }
 
 /// Scenario: an observable instrument whose callback attaches a context, logs, and makes a span; and spans that end anywhere.
-/// Guarantees: it is asked with each collection, in a task of its own, and its value arrives; what it logs and traces does not.
+/// Guarantees: it is asked with each collection, in a task of its own, and its value arrives; what it logs and traces does not, and
+/// nothing that it does is a reason to ask it again.
 #[tokio::test]
 async fn an_observable_instrument_is_asked_outside_of_the_ends_of_spans() {
     let (receiver, worker) =
@@ -363,7 +364,6 @@ async fn an_observable_instrument_is_asked_outside_of_the_ends_of_spans() {
     );
     assert!(worker.console().contains(&"log: observed".to_owned()));
 
-    // What it says and does itself would be a reason to collect again.
     let stats = settled(&worker).await;
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert_eq!(

@@ -42,6 +42,10 @@ pub(crate) struct Pace {
 impl Collections {
     /// A request has come to its end.
     pub(super) fn want(&mut self) {
+        // In a Worker nobody else runs meanwhile: it is one of a callback's own, and would be a reason to call it again.
+        if cfg!(target_family = "wasm") && !self.under_way.is_empty() {
+            return;
+        }
         self.news |= self.pace.is_some() && !self.wanted;
         self.wanted = self.pace.is_some();
     }

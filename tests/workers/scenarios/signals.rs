@@ -74,10 +74,11 @@ fn observed() {
     global::meter("scenarios")
         .u64_observable_gauge("observed")
         .with_callback(|observer| {
-            let _attached = Cx::new().attach();
-            console_log!("observed");
             info!("in a callback");
             drop(global::tracer("scenarios").start("in a callback"));
+            let _attached = Cx::new().attach();
+            drop(global::tracer("scenarios").start("somewhere else"));
+            console_log!("observed");
             observer.observe(1, &[]);
         })
         .build();
