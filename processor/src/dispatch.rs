@@ -334,12 +334,9 @@ impl Dispatch {
                         self.want_metrics();
                     }
                 }
-                self.refuse(
-                    Signal::Spans,
-                    sampled && !room,
-                    DropReason::QueueFull,
-                    trace,
-                );
+                if !room {
+                    self.refuse(Signal::Spans, sampled, DropReason::QueueFull, trace);
+                }
             }
             Lookup::Refused => {
                 self.refuse(Signal::Spans, sampled, DropReason::MaxSpansPerTrace, trace)

@@ -40,9 +40,9 @@ pub(crate) struct Registry {
 struct Entry {
     requests: Requests,
     /// Spans that the live requests of this trace have started.
-    spans: usize,
+    spans: u32,
     /// Open spans that were refused because the trace had too many (R10). They are in no request.
-    refused: usize,
+    refused: u32,
 }
 
 /// The live requests of one trace: nearly always one.
@@ -130,7 +130,7 @@ impl Registry {
         match evicted {
             None => RootStart::Added,
             Some((trace, entry)) => {
-                self.refused -= entry.refused;
+                self.refused -= entry.refused as usize;
                 self.evicted.put(trace, ());
                 RootStart::Evicted(trace, entry.requests)
             }
@@ -151,7 +151,7 @@ impl Registry {
         let other = match entry.requests.root_of(parent) {
             Some(root) if !full => {
                 let other = entry.requests.adopt(root, span);
-                entry.spans += usize::from(other.is_none());
+                entry.spans += u32::from(other.is_none());
                 other
             }
             _ => entry.requests.root_of(span),
@@ -178,7 +178,7 @@ impl Registry {
         }
         if let Some(root) = entry.requests.root_of(parent) {
             let other = entry.requests.adopt(root, hold);
-            entry.spans += usize::from(other.is_none());
+            entry.spans += u32::from(other.is_none());
         }
     }
 
@@ -268,7 +268,7 @@ impl Registry {
         let request = entry.requests.remove(id.root);
         if let Some(request) = &request {
             self.usual_spans = request.spans.len();
-            entry.spans = entry.spans.saturating_sub(request.spans.len());
+            entry.spans = entry.spans.saturating_sub(request.spans.len() as u32);
         }
         if !entry.is_over() {
             self.traces.put(id.trace, entry);
@@ -307,7 +307,7 @@ impl Entry {
     }
 
     fn is_full(&self, max_spans: usize) -> bool {
-        max_spans != 0 && self.spans >= max_spans
+        max_spans != 0 && self.spans as usize >= max_spans
     }
 }
 

@@ -162,6 +162,7 @@ impl Request {
     }
 
     /// Appends to the queue of this signal, which makes room for as many as a batch usually has, within reason.
+    #[inline]
     pub(crate) fn push<T: Item>(&mut self, item: T, usual_batch: usize) {
         let queue = match T::SIGNAL {
             Signal::Logs => self
@@ -296,14 +297,17 @@ const LEAST_ROOM: usize = 4;
 /// Assignment is by proof, never by elimination: a span belongs to a request if its id, or its parent's, is in here. A
 /// request has few spans as a rule, so they are a list first and are indexed only when there are many.
 #[derive(Debug)]
-pub(crate) struct SpanIds {
-    list: Vec<SpanId>,
-    /// Boxed, because few requests have one and each has room for it.
-    index: Option<Box<Index>>,
+pub(crate) enum SpanIds {
+    Few(Vec<SpanId>),
+    /// Boxed, because few requests have so many, and each has room for it.
+    Many(Box<Indexed>),
 }
 
 #[derive(Debug)]
-struct Index(HashSet<SpanId, IdHash>);
+pub(crate) struct Indexed {
+    list: Vec<SpanId>,
+    index: HashSet<SpanId, IdHash>,
+}
 
 /// Up to this many ids, a search through the list is faster than a hash table.
 const LISTED: usize = 32;
@@ -312,51 +316,70 @@ impl SpanIds {
     fn new(root: SpanId, usual: usize) -> Self {
         let mut list = Vec::with_capacity(usual.clamp(LEAST_ROOM, ROOM));
         list.push(root);
-        Self { list, index: None }
+        Self::Few(list)
     }
 
     pub(crate) fn insert(&mut self, id: SpanId) {
-        self.list.push(id);
-        if let Some(index) = &mut self.index {
-            index.0.insert(id);
-        } else if self.list.len() > LISTED {
-            self.index = Some(Box::new(Index(self.list.iter().copied().collect())));
+        match self {
+            Self::Few(list) => {
+                list.push(id);
+                if list.len() > LISTED {
+                    let list = std::mem::take(list);
+                    let index = list.iter().copied().collect();
+                    *self = Self::Many(Box::new(Indexed { list, index }));
+                }
+            }
+            Self::Many(many) => {
+                many.list.push(id);
+                many.index.insert(id);
+            }
         }
     }
 
     /// Whether it was there. Of several that are the same, the latest goes.
     pub(crate) fn remove(&mut self, id: SpanId) -> bool {
+        let list = match self {
+            Self::Few(list) => list,
+            Self::Many(many) => &mut many.list,
+        };
         // Not the root, which is the first.
-        let Some(at) = self.list.iter().skip(1).rposition(|known| *known == id) else {
+        let Some(at) = list.iter().skip(1).rposition(|known| *known == id) else {
             return false;
         };
-        self.list.remove(at + 1);
-        if let Some(index) = &mut self.index {
-            if !self.list.contains(&id) {
-                index.0.remove(&id);
+        list.remove(at + 1);
+        if let Self::Many(many) = self {
+            if !many.list.contains(&id) {
+                many.index.remove(&id);
             }
         }
         true
     }
 
     pub(crate) fn contains(&self, id: SpanId) -> bool {
-        match &self.index {
-            Some(index) => index.0.contains(&id),
+        match self {
             // From the back: the span that ends, or has a child, is likely one of the latest.
-            None => self.list.iter().rev().any(|known| *known == id),
+            Self::Few(list) => list.iter().rev().any(|known| *known == id),
+            Self::Many(many) => many.index.contains(&id),
+        }
+    }
+
+    fn list(&self) -> &[SpanId] {
+        match self {
+            Self::Few(list) => list,
+            Self::Many(many) => &many.list,
         }
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = SpanId> + '_ {
-        self.list.iter().copied()
+        self.list().iter().copied()
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.list.len()
+        self.list().len()
     }
 
     fn root(&self) -> SpanId {
-        self.list[0]
+        self.list()[0]
     }
 }
 

@@ -162,6 +162,7 @@ impl Items {
     }
 
     /// Appends. The first one makes room for as many as there usually are.
+    #[inline]
     pub(crate) fn push<T: Item>(&mut self, item: T, usual: usize) {
         if let Some(list) = T::list(self) {
             if list.capacity() == 0 {

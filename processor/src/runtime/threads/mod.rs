@@ -263,7 +263,7 @@ impl Shared {
         let mut state = self.state.lock();
         state.dispatch.end(&mut span);
         self.unlock(state);
-        drop(span);
+        // What is left of it is dropped here, without the lock.
     }
 
     /// Whether this span is one of a live request.
