@@ -29,6 +29,12 @@ pub const METRIC_PERIOD_MS: &str = "OTEL_METRIC_EXPORT_INTERVAL";
 pub const MAX_EXPORTS_PER_REQUEST: &str = "A365_PER_REQUEST_MAX_EXPORTS_PER_REQUEST";
 /// `A365_PER_REQUEST_EXPORT_TIMEOUT_MS`: see [`Config::with_export_timeout`].
 pub const EXPORT_TIMEOUT_MS: &str = "A365_PER_REQUEST_EXPORT_TIMEOUT_MS";
+/// `A365_PER_REQUEST_OPEN_EVENTS`: see [`Config::with_open_events`].
+pub const OPEN_EVENTS: &str = "A365_PER_REQUEST_OPEN_EVENTS";
+/// `A365_PER_REQUEST_OPEN_EVENT_MIN_AGE_MS`: see [`Config::with_open_event_min_age`].
+pub const OPEN_EVENT_MIN_AGE_MS: &str = "A365_PER_REQUEST_OPEN_EVENT_MIN_AGE_MS";
+/// `A365_PER_REQUEST_EXPORT_UNFINISHED`: see [`Config::with_export_unfinished`].
+pub const EXPORT_UNFINISHED: &str = "A365_PER_REQUEST_EXPORT_UNFINISHED";
 /// `A365_PER_REQUEST_FLUSH_TRIGGER`: see [`Config::with_flush_trigger`].
 pub const FLUSH_TRIGGER: &str = "A365_PER_REQUEST_FLUSH_TRIGGER";
 /// `ENABLE_A365_OBSERVABILITY_PER_REQUEST_EXPORT`: see [`Config::with_enabled`].
@@ -67,6 +73,8 @@ pub const DEFAULT_METRIC_INTERVAL: Duration = match cfg!(target_family = "wasm")
 pub const DEFAULT_METRIC_PERIOD: Duration = Duration::from_secs(60);
 /// Default of [`Config::with_max_exports_per_request`].
 pub const DEFAULT_MAX_EXPORTS_PER_REQUEST: usize = 8;
+/// Default of [`Config::with_open_event_min_age`].
+pub const DEFAULT_OPEN_EVENT_MIN_AGE: Duration = Duration::from_millis(500);
 /// Default of [`Config::with_export_timeout`].
 pub const DEFAULT_EXPORT_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -109,6 +117,47 @@ impl fmt::Display for FlushTrigger {
     }
 }
 
+/// How the collector is told of a span while it is open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum OpenEvents {
+    /// Not at all (`off`).
+    Off,
+    /// By log records with the ids of the span and the event name [`span.state`](crate::OPEN_EVENT_NAME) (`logs`). They need
+    /// a log processor, and the feature `logs`.
+    Logs,
+    /// By spans of no length below the real one, with an id of their own, as Pydantic Logfire does it (`pending_spans`).
+    PendingSpans,
+}
+
+impl OpenEvents {
+    /// The word for this form in the environment.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Logs => "logs",
+            Self::PendingSpans => "pending_spans",
+        }
+    }
+
+    fn parse(value: &str) -> Option<Self> {
+        [Self::Off, Self::Logs, Self::PendingSpans]
+            .into_iter()
+            .filter(|form| form.is_built_in())
+            .find(|form| form.as_str().eq_ignore_ascii_case(value))
+    }
+
+    fn is_built_in(self) -> bool {
+        cfg!(feature = "logs") || self != Self::Logs
+    }
+}
+
+impl fmt::Display for OpenEvents {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
 /// The settings of a [`PerRequestSpanProcessor`](crate::PerRequestSpanProcessor), and of all that joins it.
 ///
 /// [`Config::from_env`] reads them from the environment, and each `with_*` method overrides one:
@@ -137,6 +186,10 @@ pub struct Config {
     metric_interval: Duration,
     /// Zero is never.
     metric_period: Duration,
+    open_events: OpenEvents,
+    /// The default if there is none.
+    open_event_min_age: Option<Duration>,
+    export_unfinished: bool,
     enabled: bool,
 }
 
@@ -155,6 +208,9 @@ impl Default for Config {
             flush_trigger: FlushTrigger::DEFAULT,
             metric_interval: DEFAULT_METRIC_INTERVAL,
             metric_period: DEFAULT_METRIC_PERIOD,
+            open_events: OpenEvents::Off,
+            open_event_min_age: None,
+            export_unfinished: false,
             enabled: true,
         }
     }
@@ -211,6 +267,9 @@ impl Config {
             flush_trigger: source.trigger(FLUSH_TRIGGER, default.flush_trigger),
             metric_interval: source.time(METRIC_INTERVAL_MS, default.metric_interval),
             metric_period: source.time(METRIC_PERIOD_MS, default.metric_period),
+            open_events: source.parsed(OPEN_EVENTS, default.open_events, OpenEvents::parse),
+            open_event_min_age: source.optional_time(OPEN_EVENT_MIN_AGE_MS),
+            export_unfinished: source.boolean(EXPORT_UNFINISHED, default.export_unfinished),
             enabled: source.boolean(ENABLED, default.enabled),
         }
     }
@@ -336,6 +395,47 @@ impl Config {
         self
     }
 
+    /// Whether, and how, the collector is told of spans that are open.
+    ///
+    /// A span is told of once, when it is [old enough](Self::with_open_event_min_age) and still open, with the next batch of its
+    /// request and under the context of that. When it ends it is exported as ever. At most
+    /// [`max_pending_spans`](Self::with_max_pending_spans) open spans are remembered for it.
+    ///
+    /// [`OpenEvents::Off`] by default; `A365_PER_REQUEST_OPEN_EVENTS`, as `off`, `logs` or `pending_spans`.
+    #[must_use]
+    pub fn with_open_events(mut self, form: OpenEvents) -> Self {
+        self.open_events = form;
+        self
+    }
+
+    /// How old a span must be before the collector is told that it is open. One that ends earlier is told of when it ends, and
+    /// only then.
+    ///
+    /// 500 ms by default; `A365_PER_REQUEST_OPEN_EVENT_MIN_AGE_MS`, in milliseconds, where 0 and below is none. In Cloudflare
+    /// Workers, unless this is set, what is open when a request first waits for the network or a timer is told of at once, and
+    /// what opens later when it is as old.
+    #[must_use]
+    pub fn with_open_event_min_age(mut self, age: Duration) -> Self {
+        self.open_event_min_age = Some(age);
+        self
+    }
+
+    /// Whether spans that have not ended when the processor is shut down are exported as if they had: up to that moment, with
+    /// an error status, and with the attribute `per_request.unfinished`. Natively they are lost otherwise. In Cloudflare
+    /// Workers it is the panic rescue that does so.
+    ///
+    /// They have the name and the attributes that they started with, and the names that they were given by
+    /// [`ActiveSpan::update_name`](crate::ActiveSpan::update_name). At most
+    /// [`max_pending_spans`](Self::with_max_pending_spans) open spans are remembered for it, and those of evicted requests are
+    /// not.
+    ///
+    /// False by default; `A365_PER_REQUEST_EXPORT_UNFINISHED`, with the words of [`with_enabled`](Self::with_enabled).
+    #[must_use]
+    pub fn with_export_unfinished(mut self, export: bool) -> Self {
+        self.export_unfinished = export;
+        self
+    }
+
     /// Whether anything is exported at all. A processor that is not enabled does nothing: it keeps no state, starts no
     /// thread, and never calls its exporter.
     ///
@@ -402,6 +502,28 @@ impl Config {
         self.flush_trigger
     }
 
+    /// See [`Config::with_open_events`].
+    pub fn open_events(&self) -> OpenEvents {
+        self.open_events
+    }
+
+    /// See [`Config::with_open_event_min_age`].
+    pub fn open_event_min_age(&self) -> Duration {
+        self.open_event_min_age
+            .unwrap_or(DEFAULT_OPEN_EVENT_MIN_AGE)
+    }
+
+    /// Whether it was set.
+    #[cfg(any(test, target_family = "wasm"))]
+    pub(crate) fn has_open_event_min_age(&self) -> bool {
+        self.open_event_min_age.is_some()
+    }
+
+    /// See [`Config::with_export_unfinished`].
+    pub fn export_unfinished(&self) -> bool {
+        self.export_unfinished
+    }
+
     /// See [`Config::with_enabled`].
     pub fn enabled(&self) -> bool {
         self.enabled
@@ -425,6 +547,9 @@ impl Config {
                 export_timeout: Duration::ZERO,
                 ..
             } => Err(ConfigError::ExportTimeoutIsZero),
+            Self { open_events, .. } if !open_events.is_built_in() => {
+                Err(ConfigError::OpenEventsWithoutLogs)
+            }
             _ => Ok(()),
         }
     }
@@ -464,6 +589,17 @@ impl<L: Fn(&str) -> Option<String>> Source<L> {
     fn time(&self, name: &'static str, default: Duration) -> Duration {
         let default_ms = usize::try_from(default.as_millis()).unwrap_or(usize::MAX);
         Duration::from_millis(self.limit(name, default_ms) as u64)
+    }
+
+    /// The same, of which the default says more than a time.
+    fn optional_time(&self, name: &'static str) -> Option<Duration> {
+        let default = DEFAULT_OPEN_EVENT_MIN_AGE.as_millis();
+        let value = self.get(name)?;
+        let number = parse_limit(&value);
+        if number.is_none() {
+            complain(name, &value, &default.to_string());
+        }
+        number.map(|millis| Duration::from_millis(millis as u64))
     }
 
     fn trigger(&self, name: &'static str, default: FlushTrigger) -> FlushTrigger {

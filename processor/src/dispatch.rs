@@ -16,6 +16,7 @@ use crate::clock::Instant;
 use crate::config::Config;
 use crate::hash::IdHash;
 use crate::notices::{Example, Kind, Notices};
+use crate::open_spans::OpenSpan;
 use crate::registry::{Lookup, Registry, Requests, RootStart};
 use crate::request::{Allowance, Change, Next, QueueId, Request, RequestId, Schedule, Terms};
 #[cfg(feature = "logs")]
@@ -25,6 +26,7 @@ use crate::stats::{DropReason, LateReason, SignalStats, Stats};
 
 #[cfg(feature = "metric-reader")]
 use collections::Collections;
+use open_events::Opened;
 
 /// For how many traces what is late is kept apart.
 const LATE_TRACES: usize = 1024;
@@ -59,6 +61,7 @@ pub(crate) struct Dispatch {
     flushes: Vec<Flush>,
     finished: Vec<(u64, Report)>,
     pub(crate) notices: Notices,
+    opened: Opened,
     garbage: Garbage,
     /// Batches made since the driver last looked.
     batches_made: u64,
@@ -85,6 +88,8 @@ struct Lane {
     lost_traces: LruCache<TraceId, LostTrace, IdHash>,
     /// How many items the last batch had: a guess at how many the next one will have.
     usual_batch: usize,
+    /// Whether there is an exporter for it.
+    is_exported: bool,
     closed: bool,
 }
 
@@ -255,10 +260,22 @@ impl Dispatch {
             flushes: Vec::new(),
             finished: Vec::new(),
             notices: Notices::default(),
+            opened: Opened::new(config),
             garbage: Garbage::default(),
             batches_made: 0,
             asleep: false,
         }
+    }
+
+    /// Somebody is to be told of spans that open, are renamed and close.
+    pub(crate) fn observe_spans(&mut self) {
+        self.opened.observe();
+    }
+
+    /// There is an exporter of this signal from now on.
+    #[cfg(any(feature = "logs", feature = "metric-reader"))]
+    pub(crate) fn join(&mut self, signal: Signal) {
+        self.lanes[signal].is_exported = true;
     }
 
     // ----- spans start and end -----
@@ -292,22 +309,29 @@ impl Dispatch {
         }
     }
 
-    /// A span ends. It is taken out of `span` unless it is to be dropped, which is then the caller's to do.
-    pub(crate) fn end(&mut self, span: &mut Option<SpanData>) {
-        let Some(context) = span.as_ref().map(|span| &span.span_context) else {
-            return;
-        };
+    /// A span ends. It is taken out of `span` unless it is to be dropped, which is then the caller's to do; so is what was
+    /// remembered of it while it was open.
+    pub(crate) fn end(&mut self, span: &mut Option<SpanData>) -> Option<OpenSpan> {
+        let context = span.as_ref().map(|span| &span.span_context)?;
         let (trace, id, sampled) = (context.trace_id(), context.span_id(), context.is_sampled());
         let lane = &mut self.lanes[Signal::Spans];
         if sampled {
             lane.stats.received += 1;
         }
         if lane.closed {
-            return self.refuse(Signal::Spans, sampled, DropReason::AlreadyShutdown, trace);
+            self.refuse(Signal::Spans, sampled, DropReason::AlreadyShutdown, trace);
+            return None;
         }
         let room = lane.has_room();
+        let mut open = None;
         match self.registry.end(trace, id) {
             Lookup::Known(request) => {
+                if let Some(span) = span
+                    .as_ref()
+                    .filter(|_| sampled && request.open_spans.is_some())
+                {
+                    open = self.opened.close(request, span);
+                }
                 request.open -= 1;
                 let ends_root = id == request.root();
                 if ends_root {
@@ -339,11 +363,16 @@ impl Dispatch {
                 }
             }
             Lookup::Refused => {
-                self.refuse(Signal::Spans, sampled, DropReason::MaxSpansPerTrace, trace)
+                self.opened.close_unknown(span.as_ref().filter(|_| sampled));
+                self.refuse(Signal::Spans, sampled, DropReason::MaxSpansPerTrace, trace);
             }
-            Lookup::Late(reason) if sampled => self.take_in_late(span, trace, room, Some(reason)),
+            Lookup::Late(reason) if sampled => {
+                self.opened.close_unknown(span.as_ref());
+                self.take_in_late(span, trace, room, Some(reason));
+            }
             Lookup::Late(_) => {}
         }
+        open
     }
 
     /// Whether this span is one of a live request.
@@ -542,7 +571,8 @@ impl Dispatch {
         }
     }
 
-    fn send_off_request(&mut self, id: RequestId, request: Request) {
+    fn send_off_request(&mut self, id: RequestId, mut request: Request) {
+        self.let_go(id, &mut request);
         let (context, queues) = request.into_parts();
         // The last batch takes the context itself, so that a copy is made only where there are several.
         let mut context = Some(context);
@@ -587,6 +617,8 @@ impl Dispatch {
         match next {
             Next::Leave(context, items) => {
                 self.enqueue(context, items, Origin::Request(id.request));
+                // There may be open events, which are not in the queue before it leaves by plan.
+                self.schedule(id);
             }
             Next::Plan(change) => self.apply(id, change),
             Next::Nothing => {}
@@ -618,9 +650,13 @@ impl Dispatch {
 
     /// Makes a batch of all that a live request has queued.
     fn take_queue(&mut self, id: QueueId) {
+        let more = self.add_open_events(id);
         let request = self.request(id.request);
         if let Some((context, items)) = request.and_then(|r| r.take_batch(id.signal)) {
             self.enqueue(context, items, Origin::Request(id.request));
+        }
+        if more {
+            self.schedule(id);
         }
     }
 
@@ -956,7 +992,8 @@ impl Dispatch {
         self.lanes[signal].closed = true;
         match signal {
             Signal::Spans => {
-                for (trace, requests) in self.registry.clear() {
+                for (trace, mut requests) in self.registry.clear() {
+                    self.bury(trace, &mut requests);
                     self.send_off(trace, requests);
                 }
             }
@@ -1058,7 +1095,8 @@ impl Dispatch {
 
     /// Whether the driver sleeps while there is something new for it. Says so once.
     pub(crate) fn must_wake(&mut self) -> bool {
-        let wake = self.asleep && (self.has_news() || self.notices.has_news());
+        let news = || self.has_news() || self.notices.has_news() || self.opened.naps_too_long();
+        let wake = self.asleep && news();
         if wake {
             self.asleep = false;
         }
@@ -1073,7 +1111,10 @@ impl Dispatch {
     pub(crate) fn stats(&self) -> Stats {
         let [spans, logs, metrics] = Signal::ALL.map(|signal| &self.lanes[signal].stats);
         let traces = self.registry.len() as u64;
-        Stats::new(spans, logs, metrics, traces, self.evicted_traces)
+        Stats {
+            open_events: self.opened.stats(),
+            ..Stats::new(spans, logs, metrics, traces, self.evicted_traces)
+        }
     }
 
     #[cfg(feature = "metrics")]
@@ -1105,6 +1146,7 @@ impl Lane {
             reported: Losses::default(),
             lost_traces,
             usual_batch: 0,
+            is_exported: signal == Signal::Spans,
             closed: false,
         }
     }
@@ -1229,6 +1271,7 @@ impl Scope {
 
 #[cfg(feature = "metric-reader")]
 pub(crate) mod collections;
+mod open_events;
 #[cfg(any(test, target_family = "wasm"))]
 mod workers;
 

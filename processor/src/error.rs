@@ -22,6 +22,8 @@ pub enum ConfigError {
     MaxPendingLogsIsZero,
     /// `export_timeout` is 0: every export would be late before it starts.
     ExportTimeoutIsZero,
+    /// Open events are to leave as log records, and this crate was built without the feature `logs`.
+    OpenEventsWithoutLogs,
     /// A [`Telemetry`](crate::Telemetry) was to be built without an exporter of spans.
     NoExporter,
     /// A signal was to join a processor that has one already: `logs` or `metrics`.
@@ -43,6 +45,9 @@ impl fmt::Display for ConfigError {
             }
             Self::ExportTimeoutIsZero => {
                 f.write_str("export_timeout must be longer than 0, but is 0")
+            }
+            Self::OpenEventsWithoutLogs => {
+                f.write_str("open events as log records need the feature `logs`")
             }
             Self::NoExporter => f.write_str("there is no exporter of spans"),
             Self::AlreadyJoined(signal) => {

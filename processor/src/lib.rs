@@ -133,10 +133,14 @@ mod log_processor;
 #[cfg(feature = "metrics")]
 mod metrics;
 mod notices;
+pub mod observer;
+mod open_form;
+mod open_spans;
 mod processor;
 #[cfg(feature = "metric-reader")]
 mod reader;
 mod registry;
+mod renames;
 mod request;
 mod runtime;
 mod sampler;
@@ -168,19 +172,22 @@ pub use config::{
     Config, DEFAULT_EXPORT_TIMEOUT, DEFAULT_MAX_BATCH_SIZE, DEFAULT_MAX_CONCURRENT_EXPORTS,
     DEFAULT_MAX_EXPORTS_PER_REQUEST, DEFAULT_MAX_PENDING_LOGS, DEFAULT_MAX_PENDING_SPANS,
     DEFAULT_MAX_SPANS_PER_TRACE, DEFAULT_MAX_TRACES, DEFAULT_METRIC_INTERVAL,
-    DEFAULT_METRIC_PERIOD, ENABLED, EXPORT_TIMEOUT_MS, FLUSH_TRIGGER, FlushTrigger, MAX_BATCH_SIZE,
-    MAX_CONCURRENT_EXPORTS, MAX_EXPORTS_PER_REQUEST, MAX_PENDING_LOGS, MAX_PENDING_SPANS,
-    MAX_SPANS_PER_TRACE, MAX_TRACES, METRIC_INTERVAL_MS, METRIC_PERIOD_MS,
+    DEFAULT_METRIC_PERIOD, DEFAULT_OPEN_EVENT_MIN_AGE, ENABLED, EXPORT_TIMEOUT_MS,
+    EXPORT_UNFINISHED, FLUSH_TRIGGER, FlushTrigger, MAX_BATCH_SIZE, MAX_CONCURRENT_EXPORTS,
+    MAX_EXPORTS_PER_REQUEST, MAX_PENDING_LOGS, MAX_PENDING_SPANS, MAX_SPANS_PER_TRACE, MAX_TRACES,
+    METRIC_INTERVAL_MS, METRIC_PERIOD_MS, OPEN_EVENT_MIN_AGE_MS, OPEN_EVENTS, OpenEvents,
 };
 pub use error::{ConfigError, Deadlock, FlushError};
 pub use handle::{Handle, Hold};
 #[cfg(feature = "logs")]
 pub use log_processor::PerRequestLogProcessor;
+pub use observer::SpanObserver;
+pub use open_form::{OPEN_EVENT_NAME, UNFINISHED_ATTRIBUTE};
 pub use processor::{Builder, PerRequestSpanProcessor};
 #[cfg(feature = "metric-reader")]
 pub use reader::PerRequestMetricReader;
 pub use sampler::RecordUnsampled;
-pub use stats::{DropReason, Dropped, Late, LateReason, SignalStats, Stats};
+pub use stats::{DropReason, Dropped, Late, LateReason, OpenEventStats, SignalStats, Stats};
 pub use telemetry::{Telemetry, TelemetryBuilder, TelemetryError};
 #[cfg(feature = "tracing")]
 pub use tracing_layer::tracing_layer;

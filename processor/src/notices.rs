@@ -30,6 +30,9 @@ pub(crate) enum Kind {
     #[cfg(feature = "metric-reader")]
     CollectFailed,
     ProjectionPanicked,
+    ObserverPanicked,
+    OpenEventsDropped(DropReason),
+    OpenEventsWithoutLogs,
     #[cfg(not(target_family = "wasm"))]
     NoWorker,
     #[cfg(target_family = "wasm")]
@@ -209,6 +212,28 @@ impl Notice {
                     message = message
                 );
             }
+            Kind::ObserverPanicked => {
+                otel_warn!(
+                    name: "PerRequestSpanProcessor.ObserverPanicked",
+                    events = count,
+                    message = message
+                );
+            }
+            Kind::OpenEventsDropped(reason) => {
+                otel_warn!(
+                    name: "PerRequestSpanProcessor.OpenEventsDropped",
+                    reason = reason.as_str(),
+                    open_events = count,
+                    trace_id = example,
+                    message = message
+                );
+            }
+            Kind::OpenEventsWithoutLogs => {
+                otel_warn!(
+                    name: "PerRequestSpanProcessor.OpenEventsWithoutLogs",
+                    message = message
+                );
+            }
             Kind::NoWorker => {
                 otel_warn!(
                     name: "PerRequestSpanProcessor.NoWorker",
@@ -224,7 +249,9 @@ impl Notice {
     pub(crate) fn say(&self) {
         let line = self.line();
         match self.kind {
-            Kind::Dropped(..) | Kind::ExportFailed(_) => console::error(&line),
+            Kind::Dropped(..) | Kind::ExportFailed(_) | Kind::OpenEventsDropped(_) => {
+                console::error(&line)
+            }
             _ => console::warn(&line),
         }
     }
@@ -243,6 +270,11 @@ impl Notice {
             #[cfg(feature = "metric-reader")]
             Kind::CollectFailed => format!("{message}: {example}"),
             Kind::ProjectionPanicked => format!("{message} ({count} requests)"),
+            Kind::ObserverPanicked => format!("{message} ({count} events)"),
+            Kind::OpenEventsDropped(reason) => {
+                format!("{message} (reason {reason}, {count} open events, trace {example})")
+            }
+            Kind::OpenEventsWithoutLogs => message,
             Kind::OutsideRequest => message,
         }
     }
@@ -261,6 +293,13 @@ impl Notice {
             Kind::CollectFailed => "metrics could not be collected".to_owned(),
             Kind::ProjectionPanicked => {
                 "the context projection panicked; these requests are exported under the fallback context".to_owned()
+            }
+            Kind::ObserverPanicked => "the span observer panicked".to_owned(),
+            Kind::OpenEventsDropped(_) => {
+                "open events were dropped; their spans are exported when they end".to_owned()
+            }
+            Kind::OpenEventsWithoutLogs => {
+                "open events are to leave as log records, and nobody exports those".to_owned()
             }
             #[cfg(not(target_family = "wasm"))]
             Kind::NoWorker => "a thread for exports could not be started; trying again".to_owned(),

@@ -17,7 +17,6 @@ use opentelemetry_sdk::logs::LogExporter;
 use opentelemetry_sdk::metrics::exporter::PushMetricExporter;
 use opentelemetry_sdk::trace::{Span, SpanData, SpanExporter, SpanProcessor};
 
-#[cfg(feature = "metric-reader")]
 use crate::clock::Instant;
 use crate::config::Config;
 #[cfg(feature = "metric-reader")]
@@ -34,8 +33,11 @@ use crate::log_processor::PerRequestLogProcessor;
 #[cfg(feature = "metrics")]
 use crate::metrics::{Observing, Timed};
 use crate::notices::{Example, Kind};
+use crate::observer::SpanObserver;
+use crate::open_spans::Opening;
 #[cfg(feature = "metric-reader")]
 use crate::reader::{Collector, PerRequestMetricReader};
+use crate::renames;
 use crate::request::{RequestId, strip};
 use crate::runtime::{OwnRuntime, Shared};
 use crate::signal::{Signal, Signals};
@@ -60,6 +62,8 @@ pub struct PerRequestSpanProcessor {
     /// None if it is not enabled.
     shared: Option<Arc<Shared>>,
     saving: Arc<Saving>,
+    /// Whether anybody is to be told of spans that are open.
+    remembers_open_spans: bool,
     #[cfg(feature = "metric-reader")]
     config: Config,
     /// For what joins it.
@@ -217,13 +221,17 @@ impl SpanProcessor for PerRequestSpanProcessor {
             let started = span.span_context();
             (started.trace_id(), started.span_id())
         };
+        let opening = match self.remembers_open_spans {
+            true => opening(span),
+            false => None,
+        };
         let parent = cx.span();
         let parent = parent.span_context();
         if parent.is_valid() && !parent.is_remote() {
-            shared.start_child(trace, parent.span_id(), id);
+            shared.start_child(trace, parent.span_id(), id, opening);
         } else {
             let saved = self.saving.save(shared, cx);
-            shared.start_root(RequestId { trace, root: id }, saved);
+            shared.start_root(RequestId { trace, root: id }, saved, opening);
         }
     }
 
@@ -272,6 +280,14 @@ impl SpanProcessor for PerRequestSpanProcessor {
     }
 }
 
+/// What is remembered of a span that starts. Nothing of one that is not sampled.
+fn opening(span: &Span) -> Option<Opening> {
+    if !span.span_context().is_sampled() {
+        return None;
+    }
+    Some(Opening::new(span.exported_data()?, Instant::now()))
+}
+
 impl Drop for PerRequestSpanProcessor {
     fn drop(&mut self) {
         // A provider shuts it down before it drops it, and has waited for that.
@@ -318,6 +334,7 @@ pub struct Builder {
     fallback: Context,
     projection: Option<Projection>,
     mark_late: bool,
+    observer: Option<Arc<dyn SpanObserver>>,
     #[cfg(feature = "metrics")]
     observing: Observing,
 }
@@ -335,6 +352,7 @@ impl Builder {
             fallback: Context::new(),
             projection: None,
             mark_late: true,
+            observer: None,
             #[cfg(feature = "metrics")]
             observing,
         }
@@ -393,6 +411,14 @@ impl Builder {
         self
     }
 
+    /// Who is told of each sampled span when it opens, when it is renamed, and when it closes. See [`SpanObserver`].
+    ///
+    /// Of several, the last one.
+    pub fn with_span_observer(mut self, observer: impl SpanObserver) -> Self {
+        self.observer = Some(Arc::new(observer));
+        self
+    }
+
     /// Where the processor's own metrics go, in place of the global meter provider.
     ///
     /// The global one is asked when `build` is called, so it should be set before.
@@ -442,6 +468,7 @@ impl Builder {
                     exporter,
                     runtime,
                     independent,
+                    self.observer,
                 )?)
             }
             false => {
@@ -453,12 +480,18 @@ impl Builder {
         if let Some(shared) = &shared {
             self.observing.observe(shared, Signal::Spans);
         }
+        let listening = shared.as_ref().filter(|s| s.remembers_open_spans());
+        if let Some(shared) = listening {
+            renames::listen(shared);
+        }
+        let remembers_open_spans = listening.is_some();
         Ok(PerRequestSpanProcessor {
             shared,
             saving: Arc::new(Saving {
                 fallback: self.fallback,
                 projection: self.projection,
             }),
+            remembers_open_spans,
             #[cfg(feature = "metric-reader")]
             config,
             #[cfg(all(feature = "metrics", any(feature = "logs", feature = "metric-reader")))]

@@ -1,5 +1,6 @@
 //! One request: its saved context, its queues, and the spans that are known to be its own.
 
+use std::cmp::Ordering;
 use std::collections::HashSet;
 
 use opentelemetry::Context;
@@ -9,6 +10,9 @@ use opentelemetry_sdk::trace::SpanData;
 use crate::active::RequestTracer;
 use crate::config::FlushTrigger;
 use crate::hash::IdHash;
+use crate::open_spans::OpenSpans;
+#[cfg(feature = "logs")]
+use crate::signal::LogData;
 use crate::signal::{Item, Items, Signal};
 
 /// Names a request: its trace, and its local root in that trace.
@@ -16,6 +20,19 @@ use crate::signal::{Item, Items, Signal};
 pub(crate) struct RequestId {
     pub(crate) trace: TraceId,
     pub(crate) root: SpanId,
+}
+
+impl Ord for RequestId {
+    fn cmp(&self, other: &Self) -> Ordering {
+        let key = |id: &Self| (id.trace.to_bytes(), id.root.to_bytes());
+        key(self).cmp(&key(other))
+    }
+}
+
+impl PartialOrd for RequestId {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
 }
 
 impl RequestId {
@@ -74,7 +91,7 @@ pub(crate) struct Change {
 /// Natively nothing limits it. In a Worker each export is a subrequest, of which every request has few.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Allowance {
-    pub(crate) exports: u32,
+    pub(crate) exports: u16,
     /// At once.
     pub(crate) concurrent: u32,
 }
@@ -91,6 +108,8 @@ pub(crate) struct Request {
     ended: Queue,
     /// Its log records, from the first one on. Boxed, because many requests have none and each has room for it.
     logs: Option<Box<Queue>>,
+    /// Its open spans, if anybody is to be told of them.
+    pub(crate) open_spans: Option<Box<OpenSpans>>,
 }
 
 /// What a request has of one signal, and has not handed over.
@@ -99,9 +118,12 @@ pub(crate) struct Queue {
     items: Items,
     /// Batches of this queue that are waiting or in flight.
     pub(crate) exporting: u32,
-    /// Batches that were taken of it so far.
-    pub(crate) exports: u32,
+    /// Batches that were taken of it so far, as far as that can be counted here.
+    pub(crate) exports: u16,
     pub(crate) schedule: Schedule,
+    /// Whether there is something to tell of open spans, which waits for no local root. Open events are not in here before they
+    /// leave.
+    pub(crate) open_due: bool,
 }
 
 /// When queues leave, and what they may spend.
@@ -132,6 +154,7 @@ impl Request {
             root_ended: false,
             ended: Queue::new(SpanData::none()),
             logs: None,
+            open_spans: None,
         }
     }
 
@@ -171,6 +194,17 @@ impl Request {
             _ => &mut self.ended,
         };
         queue.items.push(item, usual_batch.clamp(1, ROOM));
+    }
+
+    /// Whether the next batch of this signal has something to tell of open spans.
+    pub(crate) fn set_open_due(&mut self, signal: Signal, due: bool) {
+        #[cfg(feature = "logs")]
+        if signal == Signal::Logs && due && self.logs.is_none() {
+            self.logs = Some(Box::new(Queue::new(LogData::none())));
+        }
+        if let Some(queue) = self.queue_mut(signal) {
+            queue.open_due = due;
+        }
     }
 
     /// What follows for a queue: if it is full it leaves, if it may, and otherwise there is a plan.
@@ -228,6 +262,7 @@ impl Queue {
             exporting: 0,
             exports: 0,
             schedule: Schedule::Idle,
+            open_due: false,
         }
     }
 
@@ -248,13 +283,15 @@ impl Queue {
     }
 
     /// Plans when the queue leaves (R4): at the next tick, unless an export of it is under way, its root is still open and
-    /// the trigger waits for it, or it has used up its exports. Returns what has changed.
+    /// the trigger waits for it, or it has used up its exports. What is to be told of open spans does not wait for the root.
+    /// Returns what has changed.
     fn replan(&mut self, terms: Terms, root_ended: bool) -> Option<Change> {
-        if self.is_empty() || self.schedule == Schedule::Due {
+        let is_idle = self.is_empty() && !self.open_due;
+        if is_idle || self.schedule == Schedule::Due {
             return None;
         }
         let hold = (terms.hold && self.exporting > 0)
-            || (terms.trigger == FlushTrigger::LocalRootEnd && !root_ended);
+            || (terms.trigger == FlushTrigger::LocalRootEnd && !root_ended && !self.open_due);
         let to = match (hold, self.may_spend(terms.allowance)) {
             (true, _) => Schedule::Held,
             (false, true) => Schedule::Due,

@@ -86,7 +86,8 @@ impl fmt::Display for LateReason {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Sampled spans that ended.
+    /// Sampled spans that ended, and the pending spans and unfinished ones that were made of open ones
+    /// ([`open_events`](Self::open_events)).
     pub ended: u64,
     /// Spans in batches that the exporter acknowledged.
     pub exported: u64,
@@ -115,6 +116,32 @@ pub struct Stats {
     pub logs: SignalStats,
     /// The same of the data points of metrics, if there is a metric reader. None of them is ever queued or late.
     pub metrics: SignalStats,
+    /// What became of open events. All zero unless they are to leave.
+    pub open_events: OpenEventStats,
+}
+
+/// What became of open events, if they are to leave: see [`OpenEvents`](crate::OpenEvents).
+///
+/// At every moment `opened = sent + elided + dropped + pending`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct OpenEventStats {
+    /// Sampled spans that started in a request that is known.
+    pub opened: u64,
+    /// Open events that left for the exporter. From then on they are log records or spans like all others, and are counted with
+    /// those, too.
+    pub sent: u64,
+    /// Open events that were not needed, because their span ended before they left.
+    pub elided: u64,
+    /// Open events that could not leave: as many spans or log records were pending as may be, as many spans were open as
+    /// `max_pending_spans` allows, or log records were shut down.
+    pub dropped: u64,
+    /// Open events of spans that are open and not old enough, or wait for the next batch of their request.
+    pub pending: u64,
+    /// Renames that left for the exporter.
+    pub renamed: u64,
+    /// Spans that had not ended when the processor was shut down.
+    pub unfinished: u64,
 }
 
 /// The numbers of one signal: see [`Stats`].
@@ -184,6 +211,7 @@ impl Stats {
             traces,
             logs: logs.clone(),
             metrics: metrics.clone(),
+            open_events: OpenEventStats::default(),
         }
     }
 

@@ -15,12 +15,9 @@ use races as platform;
 #[cfg(not(races))]
 use std as platform;
 
-pub(crate) use platform::sync::{Arc, MutexGuard};
 #[cfg(any(feature = "metrics", not(target_family = "wasm")))]
-pub(crate) use platform::sync::{
-    Weak,
-    atomic::{AtomicU64, Ordering},
-};
+pub(crate) use platform::sync::atomic::{AtomicU64, Ordering};
+pub(crate) use platform::sync::{Arc, MutexGuard, Weak};
 #[cfg(not(target_family = "wasm"))]
 pub(crate) use platform::{
     sync::{atomic::AtomicBool, mpsc},

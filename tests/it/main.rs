@@ -20,6 +20,7 @@ mod isolation;
 mod logs;
 mod matrix;
 mod metrics;
+mod open_events;
 mod promises;
 mod reader;
 mod receivers;

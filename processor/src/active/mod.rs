@@ -18,6 +18,8 @@ use opentelemetry::trace::{
 };
 use opentelemetry::{Context, Key, KeyValue, Value};
 
+use crate::renames;
+
 pub use carry::{Carried, Carry};
 pub use child::ChildSpan;
 pub use run::{InSpan, Outcome, in_child, in_child_sync};
@@ -142,9 +144,16 @@ impl ActiveSpan {
     }
 
     /// Gives the span another name.
+    ///
+    /// Whoever is told of open spans, a [`SpanObserver`](crate::SpanObserver) or the collector, is told of it at once.
     pub fn update_name(&self, name: impl Into<Cow<'static, str>>) {
         let name = name.into();
-        self.span().update_name(name);
+        let span = self.span();
+        if !renames::has_listeners() {
+            return span.update_name(name);
+        }
+        span.update_name(name.clone());
+        renames::tell(span.span_context(), name);
     }
 
     /// Records an error that was handled: an event `exception` with its type and message. The span itself has not failed.

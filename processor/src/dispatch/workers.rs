@@ -22,12 +22,14 @@ impl Dispatch {
             max_concurrent_exports: 0,
             terms: Terms {
                 allowance: Allowance {
-                    exports: clamp(config.max_exports_per_request()),
-                    concurrent: clamp(config.max_concurrent_exports()),
+                    // So many are not counted, and are no limit.
+                    exports: u16::try_from(config.max_exports_per_request()).unwrap_or(0),
+                    concurrent: u32::try_from(config.max_concurrent_exports()).unwrap_or(u32::MAX),
                 },
                 ..dispatch.terms
             },
             late: Late::ByTrace(LruCache::unbounded_with_hasher(IdHash::default())),
+            opened: dispatch.opened.by_request(config),
             ..dispatch
         }
     }
@@ -108,8 +110,4 @@ impl Dispatch {
             pending.any(|(id, signal, origin)| id < flush.id && flush.covers(signal, origin));
         (!remains).then(|| self.report_of(flush))
     }
-}
-
-fn clamp(limit: usize) -> u32 {
-    u32::try_from(limit).unwrap_or(u32::MAX)
 }

@@ -12,10 +12,48 @@ pub(crate) use threads::{OwnRuntime, Shared};
 #[cfg(target_family = "wasm")]
 pub(crate) use workers::{OwnRuntime, Shared};
 
+use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use opentelemetry::trace::TraceId;
+
+use crate::observer::{LifecycleEvent, SpanObserver};
+use crate::sync::Arc;
 
 /// Drops what runs code of the exporter's or of the user's when it is dropped. Never under the lock. A panic in there is told
 /// by the panic hook, and not passed on (R14).
 fn drop_quietly<T>(value: T) {
     let _ = catch_unwind(AssertUnwindSafe(|| drop(value)));
+}
+
+/// Who is told of spans that open, are renamed and close.
+struct Observer(Arc<dyn SpanObserver>);
+
+impl Observer {
+    /// Tells of these, and of what comes after each, which `next` takes under the lock. Never under the lock itself. Returns how
+    /// often it panicked.
+    fn tell(
+        &self,
+        first: Vec<LifecycleEvent>,
+        next: impl Fn(TraceId) -> Option<LifecycleEvent>,
+    ) -> u64 {
+        let mut panics = 0;
+        for event in first {
+            let trace = event.trace_id;
+            let mut event = Some(event);
+            while let Some(told) = event {
+                if catch_unwind(AssertUnwindSafe(|| self.0.on_event(&told))).is_err() {
+                    panics += 1;
+                }
+                event = next(trace);
+            }
+        }
+        panics
+    }
+}
+
+impl fmt::Debug for Observer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Observer")
+    }
 }

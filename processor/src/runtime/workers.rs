@@ -7,6 +7,7 @@
 //! When the runtime cancels a request, its tasks are never polled again and never dropped. So an export in flight is only
 //! believed in until its lease expires.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::future::Future;
 use std::pin::pin;
@@ -30,10 +31,12 @@ use crate::dispatch::{Batch, Dispatch, Flush, Losses, Outcome, Scope};
 use crate::error::{ConfigError, Deadlock, FlushError};
 use crate::export::{AnyExporter, Retired};
 use crate::notices::{Example, Kind, Notice};
+use crate::observer::{SpanObserver, Unfinished};
+use crate::open_spans::Opening;
 #[cfg(feature = "metric-reader")]
 use crate::reader::{Collector, TOO_MANY};
 use crate::request::{QueueId, RequestId};
-use crate::runtime::drop_quietly;
+use crate::runtime::{Observer, drop_quietly};
 #[cfg(feature = "logs")]
 use crate::signal::{Item as _, LogData};
 use crate::signal::{PerSignal, Signal, Signals};
@@ -50,6 +53,9 @@ const LAST_LOOK: Duration = Duration::from_millis(128);
 
 /// How often a pause looks whether its request still needs it.
 const PAUSE_PART: Duration = Duration::from_secs(1);
+
+/// How often somebody who is to look at open spans checks whether that is still wanted.
+const LOOK_PART: Duration = Duration::from_millis(100);
 
 /// How long an event is kept alive for metrics, at most: the runtime ends it 30 seconds after its response.
 #[cfg(feature = "metric-reader")]
@@ -70,6 +76,7 @@ pub(crate) struct Shared {
     exporters: Mutex<PerSignal<Arc<dyn AnyExporter>>>,
     #[cfg(feature = "metric-reader")]
     collector: Mutex<Option<Arc<Collector>>>,
+    observer: Option<Observer>,
     export_timeout: Duration,
 }
 
@@ -144,10 +151,15 @@ impl Shared {
         exporter: Arc<dyn AnyExporter>,
         _runtime: OwnRuntime,
         _independent: bool,
+        observer: Option<Arc<dyn SpanObserver>>,
     ) -> Result<Arc<Self>, ConfigError> {
+        let mut dispatch = Dispatch::for_workers(config, fallback, mark_late);
+        if observer.is_some() {
+            dispatch.observe_spans();
+        }
         Ok(Arc::new(Self {
             state: Mutex::new(State {
-                dispatch: Dispatch::for_workers(config, fallback, mark_late),
+                dispatch,
                 starting: HashMap::new(),
                 pauses: Vec::new(),
                 #[cfg(feature = "metric-reader")]
@@ -163,6 +175,7 @@ impl Shared {
             })),
             #[cfg(feature = "metric-reader")]
             collector: Mutex::new(None),
+            observer: observer.map(Observer),
             export_timeout: config.export_timeout(),
         }))
     }
@@ -173,6 +186,7 @@ impl Shared {
         let mut state = self.state.lock();
         let joins = !std::mem::replace(&mut state.signals[signal], true);
         if joins {
+            state.dispatch.join(signal);
             self.exporters.lock()[signal] = exporter;
         }
         joins
@@ -187,7 +201,12 @@ impl Shared {
 
     // ----- spans start and end -----
 
-    pub(crate) fn start_root(self: &Arc<Self>, id: RequestId, context: Context) {
+    pub(crate) fn start_root(
+        self: &Arc<Self>,
+        id: RequestId,
+        context: Context,
+        opening: Option<Opening>,
+    ) {
         let reach = Reach {
             others: OTHERS,
             ..Reach::own(id.trace)
@@ -195,20 +214,39 @@ impl Shared {
         self.event(reach, |state| {
             state.expire_leases(self.export_timeout);
             state.dispatch.start_root(id, context);
+            if let Some(opening) = opening {
+                state.dispatch.open(opening);
+            }
         });
     }
 
-    pub(crate) fn start_child(self: &Arc<Self>, trace: TraceId, parent: SpanId, span: SpanId) {
+    pub(crate) fn start_child(
+        self: &Arc<Self>,
+        trace: TraceId,
+        parent: SpanId,
+        span: SpanId,
+        opening: Option<Opening>,
+    ) {
         self.event(Reach::own(trace), |state| {
             state.dispatch.start_child(trace, parent, span);
+            if let Some(opening) = opening {
+                state.dispatch.open(opening);
+            }
         });
     }
 
     pub(crate) fn end(self: &Arc<Self>, span: SpanData) {
         let trace = span.span_context.trace_id();
         let mut span = Some(span);
-        self.event(Reach::own(trace), |state| state.dispatch.end(&mut span));
-        drop(span);
+        let open = self.event(Reach::own(trace), |state| state.dispatch.end(&mut span));
+        drop((span, open));
+    }
+
+    /// A span has got another name.
+    pub(crate) fn rename(self: &Arc<Self>, trace: TraceId, span: SpanId, name: Cow<'static, str>) {
+        self.event(Reach::own(trace), |state| {
+            state.dispatch.rename(trace, span, name);
+        });
     }
 
     #[cfg(feature = "logs")]
@@ -260,6 +298,8 @@ impl Shared {
         let collecting =
             state.dispatch.wants_metrics() && (state.timer.is_none() || reach.others > 0);
         let over: Vec<Signal> = state.closing().collect();
+        let looks = state.dispatch.take_looks();
+        let told = state.dispatch.take_told();
         let notices = state.take_notices();
         drop(state);
 
@@ -278,7 +318,47 @@ impl Shared {
         for signal in over {
             self.shut_down_if_drained(signal, self.export_timeout);
         }
+        for id in looks {
+            self.look_later(id);
+        }
+        if let Some(observer) = self.observer.as_ref().filter(|_| !told.is_empty()) {
+            let panics = observer.tell(told, |trace| self.state.lock().dispatch.next_told(trace));
+            if panics > 0 {
+                self.note(Kind::ObserverPanicked, panics, Example::None);
+            }
+        }
         result
+    }
+
+    /// Looks whether spans of a request have been open for so long that the collector is to be told: first when the request
+    /// waits for something, because only then a timer of no time fires.
+    fn look_later(self: &Arc<Self>, id: RequestId) {
+        let Some(alive) = KeepAlive::new() else {
+            self.state.lock().dispatch.give_up_look(id);
+            return;
+        };
+        let shared = self.clone();
+        alive.spawn(async move {
+            let mut wait = shared.state.lock().dispatch.first_look(id);
+            loop {
+                sleep(wait.min(LOOK_PART)).await;
+                wait = wait.saturating_sub(LOOK_PART);
+                if !shared.state.lock().dispatch.wants_look(id) {
+                    // A request that is over should not keep its event open.
+                    break shared.state.lock().dispatch.give_up_look(id);
+                }
+                if !wait.is_zero() {
+                    continue;
+                }
+                let now = Instant::now();
+                let reach = Reach::own(id.trace);
+                let next = shared.event(reach, |state| state.dispatch.look_at_request(id, now));
+                let Some(left) = next.and_then(|next| next.checked_duration_since(now)) else {
+                    break;
+                };
+                wait = left;
+            }
+        });
     }
 
     // ----- metrics -----
@@ -656,6 +736,7 @@ impl Shared {
         }
         last_words();
         let mut state = self.state.lock();
+        state.dispatch.will_end_by(Unfinished::Panic);
         // Metrics stay where they are: to collect them runs code of the user's.
         Signal::ALL
             .into_iter()
@@ -678,6 +759,11 @@ impl Shared {
     }
 
     // ----- questions -----
+
+    /// Whether it wants to know of spans that start.
+    pub(crate) fn remembers_open_spans(&self) -> bool {
+        self.state.lock().dispatch.remembers_open_spans()
+    }
 
     /// Whether there is an exporter of this signal.
     #[cfg(all(feature = "metrics", feature = "metric-reader"))]

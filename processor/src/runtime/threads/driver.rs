@@ -55,6 +55,7 @@ impl Shared {
     fn tick(self: &Arc<Self>) -> Tick {
         let now = Instant::now();
         let mut state = self.state.lock();
+        state.dispatch.look_at_open_spans(now);
         for _ in 0..=state.dispatch.due() / QUEUES_PER_LOCK {
             state.dispatch.tick(QUEUES_PER_LOCK);
             drop(state);
@@ -99,8 +100,10 @@ impl Shared {
             true => None,
             false => Instant::now().checked_add(LOOK_AFTER),
         };
+        let nap = state.dispatch.plan_nap(Instant::now());
         while state.dispatch.asleep {
-            match look_after.into_iter().chain(state.next_deadline()).min() {
+            let deadlines = look_after.into_iter().chain(nap);
+            match deadlines.chain(state.next_deadline()).min() {
                 None => state = self.driver.wait(state),
                 Some(deadline) => {
                     let left = deadline.saturating_duration_since(Instant::now());

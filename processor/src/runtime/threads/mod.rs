@@ -16,6 +16,7 @@ mod tokio_runtime;
 mod wait;
 mod worker;
 
+use std::borrow::Cow;
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -38,10 +39,12 @@ use crate::error::{ConfigError, FlushError};
 use crate::export::{AnyExporter, Retired};
 use crate::hash::IdHash;
 use crate::notices::{Example, Kind};
+use crate::observer::SpanObserver;
+use crate::open_spans::Opening;
 #[cfg(feature = "metric-reader")]
 use crate::reader::{Collector, TOO_MANY};
 use crate::request::RequestId;
-use crate::runtime::drop_quietly;
+use crate::runtime::{Observer, drop_quietly};
 #[cfg(feature = "logs")]
 use crate::signal::LogData;
 use crate::signal::{PerSignal, Signal, Signals};
@@ -68,6 +71,7 @@ pub(crate) struct Shared {
     runtime: OwnRuntime,
     /// Whether the exporters were made inside our own runtime, and so need no other.
     independent: bool,
+    observer: Option<Observer>,
     /// Goes up whenever an export wakes up or ends. A synchronous wait watches it (see `wait`).
     progress: AtomicU64,
 }
@@ -173,9 +177,13 @@ impl Shared {
         exporter: Arc<dyn AnyExporter>,
         runtime: OwnRuntime,
         independent: bool,
+        observer: Option<Arc<dyn SpanObserver>>,
     ) -> Result<Arc<Self>, ConfigError> {
-        let dispatch = Dispatch::new(config, fallback, mark_late);
-        let shared = Self::new(config, dispatch, exporter, runtime, independent);
+        let mut dispatch = Dispatch::new(config, fallback, mark_late);
+        if observer.is_some() {
+            dispatch.observe_spans();
+        }
+        let shared = Self::new(config, dispatch, exporter, runtime, independent, observer);
         driver::spawn_driver(&shared).map_err(ConfigError::Thread)?;
         Ok(shared)
     }
@@ -187,6 +195,7 @@ impl Shared {
         exporter: Arc<dyn AnyExporter>,
         runtime: OwnRuntime,
         independent: bool,
+        observer: Option<Arc<dyn SpanObserver>>,
     ) -> Arc<Self> {
         Arc::new(Self {
             state: Mutex::new(State {
@@ -211,6 +220,7 @@ impl Shared {
             export_timeout: config.export_timeout(),
             runtime,
             independent,
+            observer: observer.map(Observer),
             progress: AtomicU64::new(0),
         })
     }
@@ -229,6 +239,7 @@ impl Shared {
             return true;
         }
         if absent {
+            state.dispatch.join(signal);
             state.life[signal] = Life::Running;
             exporters[signal] = exporter;
         }
@@ -246,24 +257,43 @@ impl Shared {
 
     // ----- the hot path -----
 
-    pub(crate) fn start_root(&self, id: RequestId, context: Context) {
+    pub(crate) fn start_root(&self, id: RequestId, context: Context, opening: Option<Opening>) {
         let mut state = self.state.lock();
         state.dispatch.start_root(id, context);
+        if let Some(opening) = opening {
+            state.dispatch.open(opening);
+        }
         self.unlock(state);
     }
 
-    pub(crate) fn start_child(&self, trace: TraceId, parent: SpanId, span: SpanId) {
+    pub(crate) fn start_child(
+        &self,
+        trace: TraceId,
+        parent: SpanId,
+        span: SpanId,
+        opening: Option<Opening>,
+    ) {
         let mut state = self.state.lock();
         state.dispatch.start_child(trace, parent, span);
+        if let Some(opening) = opening {
+            state.dispatch.open(opening);
+        }
         self.unlock(state);
     }
 
     pub(crate) fn end(&self, span: SpanData) {
         let mut span = Some(span);
         let mut state = self.state.lock();
-        state.dispatch.end(&mut span);
+        let _open = state.dispatch.end(&mut span);
         self.unlock(state);
         // What is left of it is dropped here, without the lock.
+    }
+
+    /// A span has got another name.
+    pub(crate) fn rename(&self, trace: TraceId, span: SpanId, name: Cow<'static, str>) {
+        let mut state = self.state.lock();
+        state.dispatch.rename(trace, span, name);
+        self.unlock(state);
     }
 
     /// Whether this span is one of a live request.
@@ -302,9 +332,10 @@ impl Shared {
         self.unlock(state);
     }
 
-    /// Releases the lock, wakes the driver if it sleeps while there is work, and drops what is left over.
+    /// Releases the lock, wakes the driver if it sleeps while there is work, drops what is left over, and tells the observer.
     fn unlock(&self, mut state: MutexGuard<'_, State>) {
         let contexts = state.dispatch.take_contexts();
+        let told = state.dispatch.take_told();
         let wake = state.dispatch.must_wake();
         drop(state);
         if wake {
@@ -312,6 +343,12 @@ impl Shared {
         }
         if !contexts.is_empty() {
             drop_quietly(contexts);
+        }
+        if let Some(observer) = self.observer.as_ref().filter(|_| !told.is_empty()) {
+            let panics = observer.tell(told, |trace| self.state.lock().dispatch.next_told(trace));
+            if panics > 0 {
+                self.note(Kind::ObserverPanicked, panics, Example::None);
+            }
         }
     }
 
@@ -492,6 +529,11 @@ impl Shared {
     #[cfg(feature = "metrics")]
     pub(crate) fn max_pending(&self, signal: Signal) -> u64 {
         self.state.lock().dispatch.max_pending(signal)
+    }
+
+    /// Whether it wants to know of spans that start.
+    pub(crate) fn remembers_open_spans(&self) -> bool {
+        self.state.lock().dispatch.remembers_open_spans()
     }
 
     fn progress(&self) -> u64 {

@@ -177,7 +177,7 @@ impl Model {
             unreachable!("there is none to start");
         };
         Arc::new(Self {
-            shared: Shared::new(config, dispatch, exporter, runtime, false),
+            shared: Shared::new(config, dispatch, exporter, runtime, false, None),
             collector,
             collectors,
             tenants: Quiet::new(vec![tenant]),
@@ -245,13 +245,14 @@ impl Model {
         quiet(&self.tenants).push(tenant);
         let root = SpanId::from(span_id(request, 0));
         let trace = TraceId::from(trace(request));
-        self.shared.start_root(RequestId { trace, root }, context);
+        self.shared
+            .start_root(RequestId { trace, root }, context, None);
     }
 
     fn start_child(&self, request: u64, child: u64) {
         let id = |index| SpanId::from(span_id(request, index));
         let trace = TraceId::from(trace(request));
-        self.shared.start_child(trace, id(0), id(child));
+        self.shared.start_child(trace, id(0), id(child), None);
     }
 
     /// Lets go of a child that is no span: of a hold.

@@ -1,0 +1,202 @@
+//! The open spans of a request, as far as they are remembered: to tell of them while they are open. Pure.
+//!
+//! They are remembered only if somebody is to be told. What is here was copied when the span started, because nobody can
+//! look into a span after that.
+
+use std::time::Duration;
+
+use opentelemetry::trace::SpanId;
+use opentelemetry_sdk::trace::SpanData;
+
+use crate::clock::Instant;
+use crate::observer::{Close, InRequest, MAX_OPEN_ATTRIBUTES, Open};
+
+/// A span that starts.
+#[derive(Debug)]
+pub(crate) struct Opening {
+    pub(crate) span: SpanData,
+    at: Instant,
+    /// How many attributes it has, of which not all are kept.
+    attributes: usize,
+}
+
+/// A span that is open.
+#[derive(Debug)]
+pub(crate) struct OpenSpan {
+    /// With the name that was told last.
+    pub(crate) span: SpanData,
+    /// Of the event that told of it, in its request.
+    #[cfg_attr(not(feature = "logs"), allow(dead_code))]
+    pub(crate) sequence: u64,
+    pub(crate) event: Event,
+    since: Instant,
+    attributes: usize,
+}
+
+/// How far its open event is on its way to the collector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Event {
+    /// It is not to leave at all.
+    Never,
+    /// It is not old enough.
+    Young,
+    /// It leaves with the next batch of its request.
+    Due,
+    Sent,
+    /// It was to leave, and could not.
+    Dropped,
+}
+
+/// Those of a request. See the module.
+#[derive(Debug, Default)]
+pub(crate) struct OpenSpans {
+    list: Vec<OpenSpan>,
+    /// How many events there were.
+    events: u64,
+    /// How many of the list are [`Event::Due`].
+    due: usize,
+    /// When somebody is going to look whether one is old enough.
+    pub(crate) look: Option<Instant>,
+    /// Whether somebody did.
+    pub(crate) looked: bool,
+}
+
+impl Opening {
+    pub(crate) fn new(mut span: SpanData, at: Instant) -> Self {
+        let attributes = span.attributes.len();
+        if attributes > MAX_OPEN_ATTRIBUTES {
+            span.attributes.truncate(MAX_OPEN_ATTRIBUTES);
+            let dropped = u32::try_from(attributes - MAX_OPEN_ATTRIBUTES).unwrap_or(u32::MAX);
+            span.dropped_attributes_count = span.dropped_attributes_count.saturating_add(dropped);
+        }
+        Self {
+            span,
+            at,
+            attributes,
+        }
+    }
+
+    pub(crate) fn at(&self) -> Instant {
+        self.at
+    }
+
+    /// What is told of it.
+    pub(crate) fn open(&self) -> Open {
+        let span = &self.span;
+        Open {
+            parent_span_id: span.parent_span_id,
+            parent_span_is_remote: span.parent_span_is_remote,
+            name: span.name.clone(),
+            kind: span.span_kind.clone(),
+            start_time: span.start_time,
+            attributes: span.attributes.clone(),
+            dropped_attributes_count: span.dropped_attributes_count,
+        }
+    }
+}
+
+impl OpenSpan {
+    fn old_at(&self, min_age: Duration) -> Option<Instant> {
+        self.since.checked_add(min_age)
+    }
+
+    /// What is to be told of a span that has ended, beyond what was told when it opened.
+    pub(crate) fn close(of: Option<&Self>, span: &SpanData) -> Close {
+        let told = of.map_or(0, |open| open.attributes.min(span.attributes.len()));
+        let renamed = of.is_none_or(|open| open.span.name != span.name);
+        Close {
+            end_time: span.end_time,
+            status: span.status.clone(),
+            name: renamed.then(|| span.name.clone()),
+            attributes: span.attributes[told..].to_vec(),
+            unfinished: None,
+        }
+    }
+}
+
+impl OpenSpans {
+    /// The place of the next event.
+    pub(crate) fn next(&mut self, local_root: SpanId) -> InRequest {
+        let sequence = self.events;
+        self.events += 1;
+        InRequest {
+            local_root,
+            sequence,
+        }
+    }
+
+    pub(crate) fn add(&mut self, opening: Opening, sequence: u64, event: Event) {
+        self.list.push(OpenSpan {
+            span: opening.span,
+            sequence,
+            event,
+            since: opening.at,
+            attributes: opening.attributes,
+        });
+    }
+
+    pub(crate) fn get_mut(&mut self, id: SpanId) -> Option<&mut OpenSpan> {
+        // From the back: it is likely one of the latest.
+        let mut list = self.list.iter_mut().rev();
+        list.find(|open| open.span.span_context.span_id() == id)
+    }
+
+    /// Takes out a span that ends.
+    pub(crate) fn remove(&mut self, id: SpanId) -> Option<OpenSpan> {
+        let mut ids = self
+            .list
+            .iter()
+            .map(|open| open.span.span_context.span_id());
+        let at = ids.rposition(|open| open == id)?;
+        // In the order in which they opened, nearly always the last one.
+        let open = self.list.remove(at);
+        self.due -= usize::from(open.event == Event::Due);
+        Some(open)
+    }
+
+    /// Takes all, in the order in which they opened.
+    pub(crate) fn take_all(&mut self) -> Vec<OpenSpan> {
+        self.due = 0;
+        std::mem::take(&mut self.list)
+    }
+
+    /// Whether one leaves with the next batch.
+    pub(crate) fn has_due(&self) -> bool {
+        self.due > 0
+    }
+
+    /// Whether one may become due.
+    #[cfg(any(test, target_family = "wasm"))]
+    pub(crate) fn has_young(&self) -> bool {
+        self.list.iter().any(|open| open.event == Event::Young)
+    }
+
+    /// The next one that leaves, in the order in which they opened. It is for the caller to say what became of it.
+    pub(crate) fn take_due(&mut self) -> Option<&mut OpenSpan> {
+        let mut list = self.list.iter_mut();
+        let due = list.find(|open| open.event == Event::Due)?;
+        self.due -= 1;
+        Some(due)
+    }
+
+    /// Those that are so old are due. Returns when the next one will be.
+    pub(crate) fn make_due(&mut self, min_age: Duration, now: Instant) -> Option<Instant> {
+        let mut next: Option<Instant> = None;
+        for open in self
+            .list
+            .iter_mut()
+            .filter(|open| open.event == Event::Young)
+        {
+            match open.old_at(min_age) {
+                Some(at) if at <= now => {
+                    open.event = Event::Due;
+                    self.due += 1;
+                }
+                Some(at) => next = Some(next.map_or(at, |next| next.min(at))),
+                // Longer than time lasts.
+                None => {}
+            }
+        }
+        next
+    }
+}
