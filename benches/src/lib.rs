@@ -18,6 +18,7 @@ pub mod delivery;
 pub mod encode;
 pub mod layer;
 pub mod memory;
+pub mod open_events;
 pub mod registry;
 pub mod span_cost;
 pub mod wire;

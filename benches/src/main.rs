@@ -7,6 +7,7 @@
 use std::process::Command;
 
 use benches::layer::{App, Layer};
+use benches::open_events::{self, Told};
 use benches::span_cost::{Cost, Kind};
 use benches::{delivery, encode, layer, percentile, registry, span_cost, wire};
 use serde_json::{Map, Value, json};
@@ -14,6 +15,7 @@ use serde_json::{Map, Value, json};
 /// Bursts in a run of `span_cost` or of `layer`, and runs: kinds take turns, and the median run counts.
 const BURSTS: usize = 200;
 const LAYER_BURSTS: usize = 60;
+const OPEN_EVENT_BURSTS: usize = 100;
 const RUNS: usize = 5;
 
 fn main() -> std::io::Result<()> {
@@ -23,6 +25,8 @@ fn main() -> std::io::Result<()> {
     let say = |what: &str| eprintln!("measuring {what} …");
     say("span_cost_ns");
     let span_cost = table([1, 2], span_cost_ns);
+    say("open_events_ns");
+    let open_events = open_events_ns();
     say("layer_ns");
     let layer = compared(layer_ns);
     say("layer_allocations");
@@ -58,6 +62,7 @@ fn main() -> std::io::Result<()> {
         "{}",
         json!({
             "span_cost_ns": span_cost,
+            "open_events_ns": open_events,
             "layer_ns": layer,
             "layer_allocations": layer_allocations,
             "encode_us": encode,
@@ -106,11 +111,32 @@ fn layer_ns(kind: Kind) -> Value {
 
 /// Added cost over the processor that does nothing, by kind.
 fn span_cost_ns(threads: usize) -> Value {
-    let mut runs: Vec<(Kind, Vec<Cost>)> = Kind::COMPARED.map(|kind| (kind, Vec::new())).into();
+    let noop = || span_cost::measure(Kind::Noop, threads, BURSTS);
+    added(Kind::COMPARED, Kind::name, noop, |kind| {
+        span_cost::measure(kind, threads, BURSTS)
+    })
+}
+
+/// Added cost over the processor that does nothing, by what is told of open spans.
+fn open_events_ns() -> Value {
+    let noop = || open_events::measure(Told::Noop, OPEN_EVENT_BURSTS);
+    added(Told::COMPARED, Told::name, noop, |told| {
+        open_events::measure(told, OPEN_EVENT_BURSTS)
+    })
+}
+
+/// The median over all runs of what each costs more than `noop` in the same run.
+fn added<T: Copy, const N: usize>(
+    compared: [T; N],
+    name: fn(T) -> &'static str,
+    noop: impl Fn() -> Cost,
+    measure: impl Fn(T) -> Cost,
+) -> Value {
+    let mut runs = compared.map(|what| (what, Vec::new()));
     for _ in 0..RUNS {
-        let noop = span_cost::measure(Kind::Noop, threads, BURSTS);
-        for (kind, costs) in &mut runs {
-            let cost = span_cost::measure(*kind, threads, BURSTS);
+        let noop = noop();
+        for (what, costs) in &mut runs {
+            let cost = measure(*what);
             costs.push(Cost {
                 caller: cost.caller - noop.caller,
                 process: cost.process - noop.process,
@@ -122,11 +148,11 @@ fn span_cost_ns(threads: usize) -> Value {
         round(percentile(&mut values, 50))
     };
     runs.iter()
-        .map(|(kind, costs)| {
+        .map(|(what, costs)| {
             let caller = median(costs, |cost| cost.caller);
             let process = median(costs, |cost| cost.process);
             (
-                kind.name().to_owned(),
+                name(*what).to_owned(),
                 json!({"caller": caller, "process": process}),
             )
         })

@@ -311,7 +311,7 @@ impl Dispatch {
 
     /// A span ends. It is taken out of `span` unless it is to be dropped, which is then the caller's to do; so is what was
     /// remembered of it while it was open.
-    pub(crate) fn end(&mut self, span: &mut Option<SpanData>) -> Option<OpenSpan> {
+    pub(crate) fn end(&mut self, span: &mut Option<SpanData>) -> Option<Box<OpenSpan>> {
         let context = span.as_ref().map(|span| &span.span_context)?;
         let (trace, id, sampled) = (context.trace_id(), context.span_id(), context.is_sampled());
         let lane = &mut self.lanes[Signal::Spans];

@@ -62,6 +62,12 @@
 //! Work that outlives the call takes its request along with [`Carry`]. Layers for tower put a span around each request and
 //! each call that goes out, and one for `tracing` makes the spans of `#[instrument]` part of the same.
 //!
+//! # Spans that are still open
+//!
+//! A span is exported when it ends. What takes long, hangs, or dies before that can be seen earlier: [`Config::with_open_events`]
+//! has the collector told of each span that is still open after half a second, and a [`SpanObserver`] sees every span open,
+//! be renamed and close in this process.
+//!
 //! # What it asks of an exporter
 //!
 //! `export` may be called again before an earlier call has ended, up to
@@ -83,7 +89,7 @@
 //! | feature | default | |
 //! |---|---|---|
 //! | `tokio` | yes | exports run inside a Tokio runtime of the processor's own |
-//! | `metrics` | yes | the numbers of [`Stats`] as OpenTelemetry metrics (`otel.sdk.processor.span.processed`, `.queue.size`, `.queue.capacity`, `per_request.span.pending`, `per_request.span.late`, `per_request.trace.live`, `per_request.trace.evicted`), and `per_request.export.duration` |
+//! | `metrics` | yes | the numbers of [`Stats`] as OpenTelemetry metrics (`otel.sdk.processor.span.processed`, `.queue.size`, `.queue.capacity`, `per_request.span.pending`, `per_request.span.late`, `per_request.trace.live`, `per_request.trace.evicted`, `per_request.open_event.processed`), and `per_request.export.duration` |
 //! | `internal-logs` | yes | warnings, through `tracing` |
 //! | `logs` | yes | `PerRequestLogProcessor`: log records join the requests that they are emitted in |
 //! | `metric-reader` | yes | `PerRequestMetricReader`: metrics are collected and exported when requests end. It builds on the SDK's `experimental_metrics_custom_reader` |

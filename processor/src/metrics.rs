@@ -121,6 +121,7 @@ impl Observing {
         register_items(&meter, &source, names);
         if signal == Signal::Spans {
             register_traces(&meter, &source);
+            register_open_events(&meter, &source);
         }
     }
 }
@@ -220,6 +221,28 @@ fn register_traces(meter: &Meter, source: &Source) {
         .with_callback(move |observer| {
             from.observe_all(|stats, attributes| {
                 observer.observe(stats.evicted_traces, attributes);
+            });
+        })
+        .build();
+}
+
+fn register_open_events(meter: &Meter, source: &Source) {
+    let from = source.clone();
+    meter
+        .u64_observable_counter("per_request.open_event.processed")
+        .with_unit("{event}")
+        .with_description("Open events, by what became of them.")
+        .with_callback(move |observer| {
+            from.observe_all(|stats, attributes| {
+                let events = &stats.open_events;
+                let results = [
+                    ("sent", events.sent),
+                    ("elided", events.elided),
+                    ("dropped", events.dropped),
+                ];
+                for (result, count) in results.into_iter().filter(|_| events.opened > 0) {
+                    observer.observe(count, &with(attributes, "per_request.result", result));
+                }
             });
         })
         .build();

@@ -11,25 +11,17 @@ use opentelemetry_sdk::trace::SpanData;
 use crate::clock::Instant;
 use crate::observer::{Close, InRequest, MAX_OPEN_ATTRIBUTES, Open};
 
-/// A span that starts.
-#[derive(Debug)]
-pub(crate) struct Opening {
-    pub(crate) span: SpanData,
-    at: Instant,
-    /// How many attributes it has, of which not all are kept.
-    attributes: usize,
-}
-
-/// A span that is open.
+/// A span that is open. Boxed as it is made, because it is moved often and is large.
 #[derive(Debug)]
 pub(crate) struct OpenSpan {
-    /// With the name that was told last.
+    /// With the name that was told last, and the first attributes.
     pub(crate) span: SpanData,
     /// Of the event that told of it, in its request.
     #[cfg_attr(not(feature = "logs"), allow(dead_code))]
     pub(crate) sequence: u64,
     pub(crate) event: Event,
     since: Instant,
+    /// How many attributes it had when it started.
     attributes: usize,
 }
 
@@ -50,7 +42,8 @@ pub(crate) enum Event {
 /// Those of a request. See the module.
 #[derive(Debug, Default)]
 pub(crate) struct OpenSpans {
-    list: Vec<OpenSpan>,
+    #[expect(clippy::vec_box, reason = "they are boxed already")]
+    list: Vec<Box<OpenSpan>>,
     /// How many events there were.
     events: u64,
     /// How many of the list are [`Event::Due`].
@@ -61,26 +54,31 @@ pub(crate) struct OpenSpans {
     pub(crate) looked: bool,
 }
 
-impl Opening {
-    pub(crate) fn new(mut span: SpanData, at: Instant) -> Self {
+impl OpenSpan {
+    /// A span that starts.
+    pub(crate) fn starting(span: SpanData, at: Instant) -> Box<Self> {
         let attributes = span.attributes.len();
-        if attributes > MAX_OPEN_ATTRIBUTES {
-            span.attributes.truncate(MAX_OPEN_ATTRIBUTES);
-            let dropped = u32::try_from(attributes - MAX_OPEN_ATTRIBUTES).unwrap_or(u32::MAX);
-            span.dropped_attributes_count = span.dropped_attributes_count.saturating_add(dropped);
-        }
-        Self {
+        let mut open = Box::new(Self {
             span,
-            at,
+            sequence: 0,
+            event: Event::Never,
+            since: at,
             attributes,
+        });
+        if let Some(more) = attributes.checked_sub(MAX_OPEN_ATTRIBUTES) {
+            let more = u32::try_from(more).unwrap_or(u32::MAX);
+            let span = &mut open.span;
+            span.attributes.truncate(MAX_OPEN_ATTRIBUTES);
+            span.dropped_attributes_count = span.dropped_attributes_count.saturating_add(more);
         }
+        open
     }
 
-    pub(crate) fn at(&self) -> Instant {
-        self.at
+    pub(crate) fn id(&self) -> SpanId {
+        self.span.span_context.span_id()
     }
 
-    /// What is told of it.
+    /// What is told of it when it starts.
     pub(crate) fn open(&self) -> Open {
         let span = &self.span;
         Open {
@@ -93,10 +91,8 @@ impl Opening {
             dropped_attributes_count: span.dropped_attributes_count,
         }
     }
-}
 
-impl OpenSpan {
-    fn old_at(&self, min_age: Duration) -> Option<Instant> {
+    pub(crate) fn old_at(&self, min_age: Duration) -> Option<Instant> {
         self.since.checked_add(min_age)
     }
 
@@ -125,37 +121,28 @@ impl OpenSpans {
         }
     }
 
-    pub(crate) fn add(&mut self, opening: Opening, sequence: u64, event: Event) {
-        self.list.push(OpenSpan {
-            span: opening.span,
-            sequence,
-            event,
-            since: opening.at,
-            attributes: opening.attributes,
-        });
+    pub(crate) fn add(&mut self, open: Box<OpenSpan>) {
+        self.list.push(open);
     }
 
     pub(crate) fn get_mut(&mut self, id: SpanId) -> Option<&mut OpenSpan> {
         // From the back: it is likely one of the latest.
         let mut list = self.list.iter_mut().rev();
-        list.find(|open| open.span.span_context.span_id() == id)
+        list.find(|open| open.id() == id).map(Box::as_mut)
     }
 
     /// Takes out a span that ends.
-    pub(crate) fn remove(&mut self, id: SpanId) -> Option<OpenSpan> {
-        let mut ids = self
-            .list
-            .iter()
-            .map(|open| open.span.span_context.span_id());
-        let at = ids.rposition(|open| open == id)?;
-        // In the order in which they opened, nearly always the last one.
+    pub(crate) fn remove(&mut self, id: SpanId) -> Option<Box<OpenSpan>> {
+        let at = self.list.iter().rposition(|open| open.id() == id)?;
+        // The others stay in the order in which they opened. It is nearly always the last one.
         let open = self.list.remove(at);
         self.due -= usize::from(open.event == Event::Due);
         Some(open)
     }
 
     /// Takes all, in the order in which they opened.
-    pub(crate) fn take_all(&mut self) -> Vec<OpenSpan> {
+    #[expect(clippy::vec_box, reason = "they are boxed already")]
+    pub(crate) fn take_all(&mut self) -> Vec<Box<OpenSpan>> {
         self.due = 0;
         std::mem::take(&mut self.list)
     }
@@ -176,7 +163,7 @@ impl OpenSpans {
         let mut list = self.list.iter_mut();
         let due = list.find(|open| open.event == Event::Due)?;
         self.due -= 1;
-        Some(due)
+        Some(due.as_mut())
     }
 
     /// Those that are so old are due. Returns when the next one will be.

@@ -34,7 +34,7 @@ use crate::log_processor::PerRequestLogProcessor;
 use crate::metrics::{Observing, Timed};
 use crate::notices::{Example, Kind};
 use crate::observer::SpanObserver;
-use crate::open_spans::Opening;
+use crate::open_spans::OpenSpan;
 #[cfg(feature = "metric-reader")]
 use crate::reader::{Collector, PerRequestMetricReader};
 use crate::renames;
@@ -221,17 +221,17 @@ impl SpanProcessor for PerRequestSpanProcessor {
             let started = span.span_context();
             (started.trace_id(), started.span_id())
         };
-        let opening = match self.remembers_open_spans {
+        let open = match self.remembers_open_spans {
             true => opening(span),
             false => None,
         };
         let parent = cx.span();
         let parent = parent.span_context();
         if parent.is_valid() && !parent.is_remote() {
-            shared.start_child(trace, parent.span_id(), id, opening);
+            shared.start_child(trace, parent.span_id(), id, open);
         } else {
             let saved = self.saving.save(shared, cx);
-            shared.start_root(RequestId { trace, root: id }, saved, opening);
+            shared.start_root(RequestId { trace, root: id }, saved, open);
         }
     }
 
@@ -281,11 +281,11 @@ impl SpanProcessor for PerRequestSpanProcessor {
 }
 
 /// What is remembered of a span that starts. Nothing of one that is not sampled.
-fn opening(span: &Span) -> Option<Opening> {
+fn opening(span: &Span) -> Option<Box<OpenSpan>> {
     if !span.span_context().is_sampled() {
         return None;
     }
-    Some(Opening::new(span.exported_data()?, Instant::now()))
+    Some(OpenSpan::starting(span.exported_data()?, Instant::now()))
 }
 
 impl Drop for PerRequestSpanProcessor {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use opentelemetry::KeyValue;
 use opentelemetry::logs::{LogRecord as _, Logger as _, LoggerProvider as _};
-use opentelemetry_per_request::{Config, DropReason, Dropped, Late, LateReason, Stats};
+use opentelemetry_per_request::{Config, DropReason, Dropped, Late, LateReason, OpenEvents, Stats};
 use opentelemetry_sdk::logs::SdkLoggerProvider;
 use opentelemetry_sdk::metrics::data::{AggregatedMetrics, MetricData, ResourceMetrics};
 use opentelemetry_sdk::metrics::{InMemoryMetricExporter, PeriodicReader, SdkMeterProvider};
@@ -23,6 +23,7 @@ fn points(metrics: &[ResourceMetrics], of: &str) -> Points {
             "per_request.export.duration" => "s",
             name if name.contains(".trace.") => "{trace}",
             name if name.contains(".log.") => "{log_record}",
+            name if name.contains(".open_event.") => "{event}",
             _ => "{span}",
         };
         assert_eq!(metric.unit(), unit, "{}", metric.name());
@@ -215,6 +216,42 @@ fn metrics_have_conventional_names_and_the_numbers_of_stats() {
     assert_eq!((stats.traces, stats.evicted_traces), (1, 1));
     gate.open();
     world.end(&open);
+}
+
+/// Scenario: open events were sent, elided, and dropped for want of room; and nothing is told of open spans.
+/// Guarantees: the metric has the numbers of `stats()`, and is not there where the feature is off.
+#[test]
+fn open_events_are_counted_by_what_became_of_them() {
+    let told = |form| {
+        let exporter = InMemoryMetricExporter::default();
+        let meters = SdkMeterProvider::builder()
+            .with_reader(PeriodicReader::builder(exporter.clone()).build())
+            .build();
+        let config = Config::default()
+            .with_max_pending_spans(2)
+            .with_open_events(form)
+            .with_open_event_min_age(Duration::from_millis(50));
+        let world = World::built(config, Recorder::new(), |builder| {
+            builder.with_meter_provider(&meters)
+        });
+        world.request("elided", &tenant(1));
+        let open = ["sent", "sent", "dropped"].map(|name| world.start(name, &tenant(1)));
+        let sent = if form == OpenEvents::Off { 0 } else { 2 };
+        wait_until("two are told of", || {
+            world.stats().open_events.sent == sent && world.stats().pending() == 0
+        });
+        meters.force_flush().unwrap();
+        open.iter().for_each(|cx| world.end(cx));
+        let points = points(&exporter.get_finished_metrics().unwrap(), SPANS).into_iter();
+        points
+            .filter(|((name, _), _)| name == "per_request.open_event.processed")
+            .map(|((_, attributes), value)| (attributes[0].1.clone(), value))
+            .collect::<BTreeMap<_, _>>()
+    };
+    let results = [("sent", 2), ("elided", 1), ("dropped", 1)];
+    let expected = results.map(|(result, count)| (result.to_owned(), count));
+    assert_eq!(told(OpenEvents::PendingSpans), BTreeMap::from(expected));
+    assert_eq!(told(OpenEvents::Off), BTreeMap::new());
 }
 
 /// Scenario: an export does not end within its timeout.

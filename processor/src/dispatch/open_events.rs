@@ -14,7 +14,7 @@ use crate::hash::IdHash;
 use crate::notices::{Example, Kind};
 use crate::observer::{Close, LifecycleEvent, Rename, Stage, Unfinished};
 use crate::open_form::{self, Form, OpenEvent};
-use crate::open_spans::{Event, OpenSpan, OpenSpans, Opening};
+use crate::open_spans::{Event, OpenSpan, OpenSpans};
 use crate::registry::Requests;
 use crate::request::{QueueId, Request, RequestId};
 use crate::signal::Signal;
@@ -157,12 +157,16 @@ impl Opened {
     }
 
     /// A sampled span of this request ends. What was remembered of it is for the caller to drop, without the lock.
-    pub(super) fn close(&mut self, request: &mut Request, span: &SpanData) -> Option<OpenSpan> {
+    pub(super) fn close(
+        &mut self,
+        request: &mut Request,
+        span: &SpanData,
+    ) -> Option<Box<OpenSpan>> {
         let root = request.root();
         let open_spans = request.open_spans.as_deref_mut()?;
         let open = open_spans.remove(span.span_context.span_id());
         if self.is_observed {
-            let close = Stage::Close(OpenSpan::close(open.as_ref(), span));
+            let close = Stage::Close(OpenSpan::close(open.as_deref(), span));
             let place = open_spans.next(root);
             self.told.tell(LifecycleEvent::of(span, Some(place), close));
         }
@@ -217,40 +221,34 @@ impl Dispatch {
     }
 
     /// A sampled span has started.
-    pub(crate) fn open(&mut self, opening: Opening) {
+    pub(crate) fn open(&mut self, mut open: Box<OpenSpan>) {
         if self.is_closed(Signal::Spans) || !self.may_remember() {
             return;
         }
-        let (trace, span) = {
-            let context = &opening.span.span_context;
-            (context.trace_id(), context.span_id())
-        };
+        let (trace, span) = (open.span.span_context.trace_id(), open.id());
+        let opened = &mut self.opened;
         let Ok(request) = self.registry.find(trace, span) else {
             // Its request is not known, so there is no context to send anything under.
-            if self.opened.is_observed {
-                let stage = Stage::Open(opening.open());
-                let event = LifecycleEvent::of(&opening.span, None, stage);
-                self.opened.told.tell(event);
+            if opened.is_observed {
+                let stage = Stage::Open(open.open());
+                opened
+                    .told
+                    .tell(LifecycleEvent::of(&open.span, None, stage));
             }
             return;
         };
         let root = request.root();
         let id = RequestId { trace, root };
-        let open = request.open_spans.get_or_insert_default();
-        let place = open.next(root);
-        if self.opened.is_observed {
-            let stage = Stage::Open(opening.open());
-            let event = LifecycleEvent::of(&opening.span, Some(place), stage);
-            self.opened.told.tell(event);
+        let open_spans = request.open_spans.get_or_insert_default();
+        let place = open_spans.next(root);
+        if opened.is_observed {
+            let stage = Stage::Open(open.open());
+            let event = LifecycleEvent::of(&open.span, Some(place), stage);
+            opened.told.tell(event);
         }
-        let opened = &mut self.opened;
         let lanes = &self.lanes;
         let form = opened.form.as_ref();
-        let event = match form.is_some_and(|form| lanes[form.signal()].is_exported) {
-            true => Event::Young,
-            false => Event::Never,
-        };
-        let is_sent = event == Event::Young;
+        let is_sent = form.is_some_and(|form| lanes[form.signal()].is_exported);
         opened.stats.opened += u64::from(is_sent);
         if opened.remembered >= opened.max_remembered {
             if is_sent {
@@ -258,18 +256,18 @@ impl Dispatch {
             }
             return;
         }
-        let look = match open.look {
-            None if is_sent => opening.at().checked_add(opened.min_age),
-            _ => None,
-        };
-        open.add(opening, place.sequence, event);
         opened.remembered += 1;
-        if look.is_some() {
-            open.look = look;
+        if is_sent {
+            open.event = Event::Young;
+            if open_spans.look.is_none() {
+                open_spans.look = open.old_at(opened.min_age);
+                if let Some(at) = open_spans.look {
+                    opened.plan_look(id, at);
+                }
+            }
         }
-        if let Some(at) = look {
-            opened.plan_look(id, at);
-        }
+        open.sequence = place.sequence;
+        open_spans.add(open);
     }
 
     /// Complains if open events are to leave as log records, and nobody exports those.

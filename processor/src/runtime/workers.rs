@@ -32,7 +32,7 @@ use crate::error::{ConfigError, Deadlock, FlushError};
 use crate::export::{AnyExporter, Retired};
 use crate::notices::{Example, Kind, Notice};
 use crate::observer::{SpanObserver, Unfinished};
-use crate::open_spans::Opening;
+use crate::open_spans::OpenSpan;
 #[cfg(feature = "metric-reader")]
 use crate::reader::{Collector, TOO_MANY};
 use crate::request::{QueueId, RequestId};
@@ -205,7 +205,7 @@ impl Shared {
         self: &Arc<Self>,
         id: RequestId,
         context: Context,
-        opening: Option<Opening>,
+        open: Option<Box<OpenSpan>>,
     ) {
         let reach = Reach {
             others: OTHERS,
@@ -214,8 +214,8 @@ impl Shared {
         self.event(reach, |state| {
             state.expire_leases(self.export_timeout);
             state.dispatch.start_root(id, context);
-            if let Some(opening) = opening {
-                state.dispatch.open(opening);
+            if let Some(open) = open {
+                state.dispatch.open(open);
             }
         });
     }
@@ -225,12 +225,12 @@ impl Shared {
         trace: TraceId,
         parent: SpanId,
         span: SpanId,
-        opening: Option<Opening>,
+        open: Option<Box<OpenSpan>>,
     ) {
         self.event(Reach::own(trace), |state| {
             state.dispatch.start_child(trace, parent, span);
-            if let Some(opening) = opening {
-                state.dispatch.open(opening);
+            if let Some(open) = open {
+                state.dispatch.open(open);
             }
         });
     }

@@ -40,7 +40,7 @@ use crate::export::{AnyExporter, Retired};
 use crate::hash::IdHash;
 use crate::notices::{Example, Kind};
 use crate::observer::SpanObserver;
-use crate::open_spans::Opening;
+use crate::open_spans::OpenSpan;
 #[cfg(feature = "metric-reader")]
 use crate::reader::{Collector, TOO_MANY};
 use crate::request::RequestId;
@@ -257,11 +257,11 @@ impl Shared {
 
     // ----- the hot path -----
 
-    pub(crate) fn start_root(&self, id: RequestId, context: Context, opening: Option<Opening>) {
+    pub(crate) fn start_root(&self, id: RequestId, context: Context, open: Option<Box<OpenSpan>>) {
         let mut state = self.state.lock();
         state.dispatch.start_root(id, context);
-        if let Some(opening) = opening {
-            state.dispatch.open(opening);
+        if let Some(open) = open {
+            state.dispatch.open(open);
         }
         self.unlock(state);
     }
@@ -271,12 +271,12 @@ impl Shared {
         trace: TraceId,
         parent: SpanId,
         span: SpanId,
-        opening: Option<Opening>,
+        open: Option<Box<OpenSpan>>,
     ) {
         let mut state = self.state.lock();
         state.dispatch.start_child(trace, parent, span);
-        if let Some(opening) = opening {
-            state.dispatch.open(opening);
+        if let Some(open) = open {
+            state.dispatch.open(open);
         }
         self.unlock(state);
     }
