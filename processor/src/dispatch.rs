@@ -992,8 +992,7 @@ impl Dispatch {
         self.lanes[signal].closed = true;
         match signal {
             Signal::Spans => {
-                for (trace, mut requests) in self.registry.clear() {
-                    self.bury(trace, &mut requests);
+                for (trace, requests) in self.registry.clear() {
                     self.send_off(trace, requests);
                 }
             }

@@ -182,6 +182,19 @@ impl fmt::Display for Unfinished {
     }
 }
 
+impl Close {
+    /// Of a span that has not ended.
+    pub(crate) fn unfinished(why: Unfinished, now: SystemTime) -> Self {
+        Self {
+            end_time: now,
+            status: Status::Unset,
+            name: None,
+            attributes: Vec::new(),
+            unfinished: Some(why),
+        }
+    }
+}
+
 impl LifecycleEvent {
     pub(crate) fn of(span: &SpanData, request: Option<InRequest>, stage: Stage) -> Self {
         Self {

@@ -416,15 +416,6 @@ impl Requests {
         one.into_iter().chain(many.into_iter().flatten())
     }
 
-    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Request> {
-        let (one, many) = match self {
-            Requests::None => (None, None),
-            Requests::One(request) => (Some(request), None),
-            Requests::Many(many) => (None, Some(many.by_root.values_mut())),
-        };
-        one.into_iter().chain(many.into_iter().flatten())
-    }
-
     pub(crate) fn into_vec(self) -> Vec<Request> {
         match self {
             Requests::None => Vec::new(),

@@ -4,10 +4,10 @@ use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
-use opentelemetry::trace::{SpanId, Status, TraceId};
+use opentelemetry::trace::{SpanId, TraceId};
 use opentelemetry_sdk::trace::SpanData;
 
-use super::{Dispatch, Lane};
+use super::{Dispatch, Lane, Origin};
 use crate::clock::Instant;
 use crate::config::{Config, OpenEvents};
 use crate::hash::IdHash;
@@ -15,8 +15,7 @@ use crate::notices::{Example, Kind};
 use crate::observer::{Close, LifecycleEvent, Rename, Stage, Unfinished};
 use crate::open_form::{self, Form, OpenEvent};
 use crate::open_spans::{Event, OpenSpan, OpenSpans};
-use crate::registry::Requests;
-use crate::request::{QueueId, Request, RequestId};
+use crate::request::{Queue, QueueId, Request, RequestId};
 use crate::signal::Signal;
 use crate::stats::{DropReason, OpenEventStats};
 
@@ -496,12 +495,16 @@ impl Dispatch {
 
     // ----- when a request goes -----
 
-    /// A request is sent off: nothing will be known of its open spans. What has not been told of them leaves with it.
+    /// A request is sent off, and its open spans are forgotten. What has not been told of them leaves with it: that they are
+    /// open, or if spans are closed, that they will not end any more, as far as anybody will see.
     pub(super) fn let_go(&mut self, id: RequestId, request: &mut Request) {
         let Some(mut open_spans) = request.open_spans.take() else {
             return;
         };
         self.opened.cancel_look(id, open_spans.look);
+        if self.is_closed(Signal::Spans) {
+            return self.bury(id, request, *open_spans);
+        }
         for open in open_spans.take_all() {
             self.opened.remembered -= 1;
             let Some(form) = &self.opened.form else {
@@ -510,30 +513,18 @@ impl Dispatch {
             if !matches!(open.event, Event::Young | Event::Due) {
                 continue;
             }
-            let lane = &mut self.lanes[form.signal()];
-            match lane.refuses() {
+            match self.lanes[form.signal()].refuses() {
                 None => {
-                    lane.push(form.open(&open), request);
+                    let event = form.open(&open);
                     self.opened.stats.sent += 1;
+                    self.push_last(event, id, request);
                 }
                 Some(reason) => self.drop_open_event(reason, id.trace),
             }
         }
     }
 
-    /// No more spans: those that are open will not end any more, as far as anybody will see.
-    pub(super) fn bury(&mut self, trace: TraceId, requests: &mut Requests) {
-        for request in requests.iter_mut() {
-            let root = request.root();
-            let id = RequestId { trace, root };
-            if let Some(open_spans) = request.open_spans.take() {
-                self.bury_spans(id, request, *open_spans);
-            }
-        }
-    }
-
-    fn bury_spans(&mut self, id: RequestId, request: &mut Request, mut open_spans: OpenSpans) {
-        self.opened.cancel_look(id, open_spans.look);
+    fn bury(&mut self, id: RequestId, request: &mut Request, mut open_spans: OpenSpans) {
         let now = opentelemetry::time::now();
         let why = self.opened.end;
         for open in open_spans.take_all() {
@@ -542,14 +533,8 @@ impl Dispatch {
             opened.stats.unfinished += 1;
             let place = open_spans.next(id.root);
             if opened.is_observed {
-                let close = Close {
-                    end_time: now,
-                    status: Status::Unset,
-                    name: None,
-                    attributes: Vec::new(),
-                    unfinished: Some(why),
-                };
-                let event = LifecycleEvent::of(&open.span, Some(place), Stage::Close(close));
+                let close = Stage::Close(Close::unfinished(why, now));
+                let event = LifecycleEvent::of(&open.span, Some(place), close);
                 opened.told.tell(event);
             }
             let event = match &opened.form {
@@ -558,28 +543,38 @@ impl Dispatch {
                 Some(form) => Some(form.unfinished(&open, place.sequence, why, now)),
                 None => None,
             };
-            if let Some(event) = event {
-                self.push_last(event, id, request);
-            }
-            if self.opened.exports_unfinished {
-                let span = OpenEvent::Span(open_form::ended(open.span, why, now));
-                self.push_last(span, id, request);
+            let exports = opened.exports_unfinished;
+            let span = exports.then(|| OpenEvent::Span(open_form::ended(open.span, why, now)));
+            for event in event.into_iter().chain(span) {
+                self.push_unfinished(event, id, request);
             }
         }
     }
 
-    /// Something that a request has to say although spans are closed.
-    fn push_last(&mut self, event: OpenEvent, id: RequestId, request: &mut Request) {
+    /// What is said of a span that will not end. Of spans, although they are closed.
+    fn push_unfinished(&mut self, event: OpenEvent, id: RequestId, request: &mut Request) {
         let signal = event.signal();
         let lane = &mut self.lanes[signal];
         let reason = match lane.has_room() {
             _ if !lane.is_exported => return,
             _ if lane.closed && signal != Signal::Spans => DropReason::AlreadyShutdown,
             false => DropReason::QueueFull,
-            true => return lane.push(event, request),
+            true => return self.push_last(event, id, request),
         };
         lane.stats.received += 1;
         self.refuse(signal, true, reason, id.trace);
+    }
+
+    /// Appends to a queue of a request that is not in the registry any more. If that is full, it leaves.
+    fn push_last(&mut self, event: OpenEvent, id: RequestId, request: &mut Request) {
+        let signal = event.signal();
+        self.lanes[signal].push(event, request);
+        let full = |queue: &Queue| queue.len() >= self.terms.max_batch_size;
+        if request.queue(signal).is_some_and(full) {
+            if let Some((context, items)) = request.take_batch(signal) {
+                self.enqueue(context, items, Origin::Request(id));
+            }
+        }
     }
 
     /// What is open from now on when spans are closed is so for this reason.
