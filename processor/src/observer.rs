@@ -144,9 +144,9 @@ pub struct Rename {
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Close {
-    /// When it ended.
+    /// When it ended; of one that is unfinished, when that was found.
     pub end_time: SystemTime,
-    /// What became of it.
+    /// What became of it; unset of one that is unfinished.
     pub status: Status,
     /// Its name, if that is not the one that was told last.
     pub name: Option<Cow<'static, str>>,
@@ -184,7 +184,7 @@ impl fmt::Display for Unfinished {
 
 impl Close {
     /// Of a span that has not ended.
-    pub(crate) fn unfinished(why: Unfinished, now: SystemTime) -> Self {
+    pub(crate) fn of_unfinished(why: Unfinished, now: SystemTime) -> Self {
         Self {
             end_time: now,
             status: Status::Unset,

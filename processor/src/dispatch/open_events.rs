@@ -533,7 +533,7 @@ impl Dispatch {
             opened.stats.unfinished += 1;
             let place = open_spans.next(id.root);
             if opened.is_observed {
-                let close = Stage::Close(Close::unfinished(why, now));
+                let close = Stage::Close(Close::of_unfinished(why, now));
                 let event = LifecycleEvent::of(&open.span, Some(place), close);
                 opened.told.tell(event);
             }
