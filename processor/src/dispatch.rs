@@ -1049,6 +1049,12 @@ impl Dispatch {
         !self.garbage.contexts.is_empty() || !self.garbage.batches.is_empty()
     }
 
+    /// Whether there is something for whoever releases the lock.
+    #[cfg(not(target_family = "wasm"))]
+    pub(crate) fn has_left_overs(&self) -> bool {
+        !self.garbage.contexts.is_empty() || self.opened.has_told()
+    }
+
     /// The contexts that are to be dropped, by whoever releases the lock.
     pub(crate) fn take_contexts(&mut self) -> Vec<Context> {
         std::mem::take(&mut self.garbage.contexts)

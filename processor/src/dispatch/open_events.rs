@@ -127,6 +127,12 @@ impl Opened {
         stats
     }
 
+    /// Whether there are events to tell the observer of.
+    #[cfg(not(target_family = "wasm"))]
+    pub(super) fn has_told(&self) -> bool {
+        !self.told.first.is_empty()
+    }
+
     /// Somebody is to look at this request at that time.
     fn plan_look(&mut self, id: RequestId, at: Instant) {
         match &mut self.looks {

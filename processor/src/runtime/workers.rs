@@ -31,7 +31,7 @@ use crate::dispatch::{Batch, Dispatch, Flush, Losses, Outcome, Scope};
 use crate::error::{ConfigError, Deadlock, FlushError};
 use crate::export::{AnyExporter, Retired};
 use crate::notices::{Example, Kind, Notice};
-use crate::observer::{SpanObserver, Unfinished};
+use crate::observer::{LifecycleEvent, SpanObserver, Unfinished};
 use crate::open_spans::OpenSpan;
 #[cfg(feature = "metric-reader")]
 use crate::reader::{Collector, TOO_MANY};
@@ -321,13 +321,19 @@ impl Shared {
         for id in looks {
             self.look_later(id);
         }
-        if let Some(observer) = self.observer.as_ref().filter(|_| !told.is_empty()) {
-            let panics = observer.tell(told, |trace| self.state.lock().dispatch.next_told(trace));
-            if panics > 0 {
-                self.note(Kind::ObserverPanicked, panics, Example::None);
-            }
-        }
+        self.tell(told);
         result
+    }
+
+    /// Tells the observer of these events, and of those that come to their traces meanwhile.
+    fn tell(self: &Arc<Self>, events: Vec<LifecycleEvent>) {
+        let Some(observer) = &self.observer else {
+            return;
+        };
+        let panics = observer.tell(events, |trace| self.state.lock().dispatch.next_told(trace));
+        if panics > 0 {
+            self.note(Kind::ObserverPanicked, panics, Example::None);
+        }
     }
 
     /// Looks whether spans of a request have been open for so long that the collector is to be told: first when the request

@@ -39,7 +39,7 @@ use crate::error::{ConfigError, FlushError};
 use crate::export::{AnyExporter, Retired};
 use crate::hash::IdHash;
 use crate::notices::{Example, Kind};
-use crate::observer::SpanObserver;
+use crate::observer::{LifecycleEvent, SpanObserver};
 use crate::open_spans::OpenSpan;
 #[cfg(feature = "metric-reader")]
 use crate::reader::{Collector, TOO_MANY};
@@ -334,21 +334,29 @@ impl Shared {
 
     /// Releases the lock, wakes the driver if it sleeps while there is work, drops what is left over, and tells the observer.
     fn unlock(&self, mut state: MutexGuard<'_, State>) {
-        let contexts = state.dispatch.take_contexts();
-        let told = state.dispatch.take_told();
         let wake = state.dispatch.must_wake();
+        let left = state.dispatch.has_left_overs().then(|| {
+            let contexts = state.dispatch.take_contexts();
+            (contexts, state.dispatch.take_told())
+        });
         drop(state);
         if wake {
             self.driver.notify_one();
         }
-        if !contexts.is_empty() {
+        if let Some((contexts, told)) = left {
             drop_quietly(contexts);
+            self.tell(told);
         }
-        if let Some(observer) = self.observer.as_ref().filter(|_| !told.is_empty()) {
-            let panics = observer.tell(told, |trace| self.state.lock().dispatch.next_told(trace));
-            if panics > 0 {
-                self.note(Kind::ObserverPanicked, panics, Example::None);
-            }
+    }
+
+    /// Tells the observer of these events, and of those that come to their traces meanwhile.
+    fn tell(&self, events: Vec<LifecycleEvent>) {
+        let Some(observer) = &self.observer else {
+            return;
+        };
+        let panics = observer.tell(events, |trace| self.state.lock().dispatch.next_told(trace));
+        if panics > 0 {
+            self.note(Kind::ObserverPanicked, panics, Example::None);
         }
     }
 
