@@ -78,6 +78,11 @@ impl OpenSpan {
         self.span.span_context.span_id()
     }
 
+    /// Whether its open event may still leave.
+    pub(crate) fn is_pending(&self) -> bool {
+        matches!(self.event, Event::Young | Event::Due)
+    }
+
     /// What is told of it when it starts.
     pub(crate) fn open(&self) -> Open {
         let span = &self.span;

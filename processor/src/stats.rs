@@ -82,7 +82,7 @@ impl fmt::Display for LateReason {
 /// ended = exported + failed + dropped (all reasons) + queued + waiting + in_flight
 /// ```
 ///
-/// which [`Stats::is_balanced`] checks, for each signal. Late spans are counted in `late` *and* in whatever became of them.
+/// which [`Stats::is_balanced`] checks, for each signal and for open events. Late spans are counted in `late` *and* in whatever became of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
@@ -142,6 +142,13 @@ pub struct OpenEventStats {
     pub renamed: u64,
     /// Spans that had not ended when the processor was shut down.
     pub unfinished: u64,
+}
+
+impl OpenEventStats {
+    /// Whether each open event is accounted for.
+    pub fn is_balanced(&self) -> bool {
+        self.opened == self.sent + self.elided + self.dropped + self.pending
+    }
 }
 
 /// The numbers of one signal: see [`Stats`].
@@ -218,7 +225,10 @@ impl Stats {
     /// Whether the accounting law holds for each signal (R12). It always does; the tests ask after each step.
     pub fn is_balanced(&self) -> bool {
         let spans = self.exported + self.failed + self.dropped.total() + self.pending();
-        self.ended == spans && self.logs.is_balanced() && self.metrics.is_balanced()
+        self.ended == spans
+            && self.logs.is_balanced()
+            && self.metrics.is_balanced()
+            && self.open_events.is_balanced()
     }
 
     /// Spans that are somewhere inside the processor: queued, waiting or in flight.

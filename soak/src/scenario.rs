@@ -6,6 +6,7 @@
 //! warm-up that 8 bytes for each would be more. And when the provider has been shut down, all is as it was before.
 
 use std::io;
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -85,6 +86,8 @@ pub(crate) struct Outcome {
     pub(crate) took: Duration,
     /// Spans and lines that were made.
     made: [u64; 2],
+    /// Spans that an observer saw open, and close.
+    seen: [u64; 2],
     /// Of spans, log records and points, by the exporter's numbers.
     exporter_exported: [u64; 3],
 }
@@ -117,6 +120,7 @@ impl Scenario {
             filled,
             took: Duration::ZERO,
             made: [world.load.spans(), world.load.lines()],
+            seen: [&world.seen.opened, &world.seen.closed].map(|seen| seen.load(Ordering::Relaxed)),
             exporter_exported: [Signal::Traces, Signal::Logs, Signal::Metrics]
                 .map(|signal| world.exporter.stats_of(signal).exported()),
             drained,
@@ -239,6 +243,13 @@ impl Outcome {
         must(broken, taken_in == self.made, || {
             let made = self.made;
             format!("{made:?} spans and lines were made, {taken_in:?} ended")
+        });
+        must(broken, self.seen == [self.made[0]; 2], || {
+            let [opened, closed] = self.seen;
+            format!(
+                "{} spans were made, {opened} were seen to open, {closed} to close",
+                self.made[0]
+            )
         });
         let exported = [stats.exported, stats.logs.exported, stats.metrics.exported];
         must(broken, exported == self.exporter_exported, || {

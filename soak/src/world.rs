@@ -1,11 +1,14 @@
 //! Real parts under load: a `Telemetry` over `DirectExporter`, and a receiver on loopback.
 
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use futures_executor::block_on;
 use opentelemetry_otlp_direct::{DirectExporter, ExporterHandle, RetryPolicy};
+use opentelemetry_per_request::observer::{LifecycleEvent, Stage};
 use opentelemetry_per_request::{Config, FlushError, Stats, Telemetry};
 use opentelemetry_sdk::trace::Sampler;
 
@@ -32,6 +35,25 @@ pub(crate) struct World {
     pub(crate) exporter: ExporterHandle,
     pub(crate) telemetry: Telemetry,
     pub(crate) load: Load,
+    pub(crate) seen: Arc<Seen>,
+}
+
+/// How many spans an observer saw open, and close.
+#[derive(Debug, Default)]
+pub(crate) struct Seen {
+    pub(crate) opened: AtomicU64,
+    pub(crate) closed: AtomicU64,
+}
+
+impl Seen {
+    fn see(&self, event: &LifecycleEvent) {
+        let count = match event.stage {
+            Stage::Open(_) => &self.opened,
+            Stage::Close(_) => &self.closed,
+            _ => return,
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 /// How things stand when everything that was under way is over.
@@ -64,11 +86,18 @@ impl World {
             .with_max_traces(MAX_TRACES as usize)
             .with_max_pending_spans(MAX_PENDING as usize)
             .with_max_pending_logs(MAX_PENDING as usize)
-            .with_max_concurrent_exports(MAX_EXPORTS as usize);
+            .with_max_concurrent_exports(MAX_EXPORTS as usize)
+            // So that open spans are remembered, and nothing else comes of it.
+            .with_export_unfinished(true);
+        let seen = Arc::<Seen>::default();
+        let observer = seen.clone();
         let telemetry = Telemetry::builder()
             .with_exporter(exporter)
             .with_config(config)
             .with_sampler(Sampler::AlwaysOn)
+            .with_processor(|builder| {
+                builder.with_span_observer(move |event: &_| observer.see(event))
+            })
             .build()
             .map_err(io::Error::other)?;
         Ok(Self {
@@ -76,6 +105,7 @@ impl World {
             exporter: handle,
             load: Load::new(&telemetry),
             telemetry,
+            seen,
         })
     }
 

@@ -122,9 +122,7 @@ impl Opened {
     }
 
     pub(super) fn stats(&self) -> OpenEventStats {
-        let mut stats = self.stats.clone();
-        stats.pending = stats.opened - stats.sent - stats.elided - stats.dropped;
-        stats
+        self.stats.clone()
     }
 
     /// Whether there are events to tell the observer of.
@@ -196,7 +194,8 @@ impl Opened {
     /// Says what became of the open event of a span that has ended, or will not.
     fn forget(&mut self, open: &OpenSpan) {
         self.remembered -= 1;
-        if matches!(open.event, Event::Young | Event::Due) {
+        if open.is_pending() {
+            self.stats.pending -= 1;
             self.stats.elided += 1;
         }
     }
@@ -264,6 +263,7 @@ impl Dispatch {
         opened.remembered += 1;
         if is_sent {
             open.event = Event::Young;
+            opened.stats.pending += 1;
             if open_spans.look.is_none() {
                 open_spans.look = open.old_at(opened.min_age);
                 if let Some(at) = open_spans.look {
@@ -481,10 +481,12 @@ impl Dispatch {
             open.event = match lane.refuses() {
                 None => {
                     lane.push(form.open(open), request);
+                    stats.pending -= 1;
                     stats.sent += 1;
                     Event::Sent
                 }
                 Some(reason) => {
+                    stats.pending -= 1;
                     refused.push(reason);
                     Event::Dropped
                 }
@@ -516,9 +518,10 @@ impl Dispatch {
             let Some(form) = &self.opened.form else {
                 continue;
             };
-            if !matches!(open.event, Event::Young | Event::Due) {
+            if !open.is_pending() {
                 continue;
             }
+            self.opened.stats.pending -= 1;
             match self.lanes[form.signal()].refuses() {
                 None => {
                     let event = form.open(&open);
