@@ -4,6 +4,8 @@
 //! times them. Its processor keeps 20 traces only, so traces are evicted while their spans are still open; some spans end
 //! long after the response; some requests share one trace id. A real OTLP receiver in the same process shows what arrived of
 //! all three signals, and under whose token.
+//!
+//! `cargo demo -- --live` is another one: spans of a few slow requests, shown while they are open.
 
 #![forbid(unsafe_code)]
 // A command-line program talks to its user.
@@ -11,6 +13,7 @@
 
 mod account;
 mod client;
+mod live;
 mod measured;
 mod service;
 mod waterfall;
@@ -51,30 +54,81 @@ const SHUTDOWN: Duration = Duration::from_secs(30);
 
 const USAGE: &str = "\
 usage: cargo demo [-- --json]
+       cargo demo -- --live [--seconds <n>] [--json]
 
-  --json   print the account as one JSON object on the last line, and nothing else
+  --json         print the account as one JSON object on the last line, and nothing else
 
 With OTEL_EXPORTER_OTLP_ENDPOINT set, everything is sent to that collector instead of
 the receiver in this process, and what the collector acknowledged takes the place of
-what was received.";
+what was received.
+
+  --live         show spans as they open, get other names and close, as the receiver in
+                 this process hears of them: on a terminal as a tree, elsewhere a line for
+                 each change, and in the end the numbers beside the processor's own. A span
+                 is told of when it is 200 ms old and still open. No other collector is used.
+                 NO_COLOR=1 is respected.
+  --seconds <n>  how long that takes, 10 if not said, 3 at least
+  --json         print the numbers as one JSON object on the last line";
+
+/// How long it takes, live, if not said, and at least: in less, nothing would be open for long enough to be told of.
+const LIVE_SECONDS: u64 = 10;
+const MIN_LIVE_SECONDS: u64 = 3;
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Job {
+    Help,
+    Account { json: bool },
+    Live { seconds: u64, json: bool },
+}
 
 #[tokio::main]
 async fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let json = match arguments.as_slice() {
-        [] => false,
-        [option] if option == "--json" => true,
-        _ => {
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let clean = match Job::of(&arguments) {
+        None => {
             eprintln!("{USAGE}");
             return ExitCode::FAILURE;
         }
+        Some(Job::Help) => {
+            println!("{USAGE}");
+            return ExitCode::SUCCESS;
+        }
+        Some(Job::Account { json }) => run(json).await.map(|account| account.is_clean()),
+        Some(Job::Live { seconds, json }) => live::run(seconds, json).await,
     };
-    match run(json).await {
-        Ok(account) if account.is_clean() => ExitCode::SUCCESS,
-        Ok(_) => ExitCode::FAILURE,
+    match clean {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("the demo could not run: {error}");
             ExitCode::FAILURE
+        }
+    }
+}
+
+impl Job {
+    /// `None` if that is not understood.
+    fn of(arguments: &[&str]) -> Option<Self> {
+        let (mut live, mut json, mut seconds) = (false, false, None);
+        let mut rest = arguments.iter();
+        while let Some(argument) = rest.next() {
+            match *argument {
+                "--help" | "-h" => return Some(Self::Help),
+                "--live" => live = true,
+                "--json" => json = true,
+                "--seconds" => seconds = Some(rest.next()?.parse().ok()?),
+                _ => return None,
+            }
+        }
+        match (live, seconds) {
+            (false, None) => Some(Self::Account { json }),
+            (true, Some(..MIN_LIVE_SECONDS)) | (false, Some(_)) => None,
+            (true, seconds) => Some(Self::Live {
+                seconds: seconds.unwrap_or(LIVE_SECONDS),
+                json,
+            }),
         }
     }
 }
@@ -89,7 +143,8 @@ async fn run(json: bool) -> Result<Account, Box<dyn Error>> {
         // Settings that are of no use are warned about, too.
         let subscriber = tracing_subscriber::registry().with(warnings());
         let _until_there_is_another = tracing::subscriber::set_default(subscriber);
-        install(receiver.as_ref()).await?
+        let config = Config::from_env().with_max_traces(MAX_TRACES);
+        install(receiver.as_ref(), config).await?
     };
     let lines = Arc::<AtomicU64>::default();
     log_through(&telemetry, lines.clone());
@@ -144,7 +199,7 @@ fn collector_is_given() -> bool {
 }
 
 /// What a service has to set up: an exporter, and the providers of all three signals.
-async fn install(receiver: Option<&Receiver>) -> Result<Telemetry, Box<dyn Error>> {
+async fn install(receiver: Option<&Receiver>, config: Config) -> Result<Telemetry, Box<dyn Error>> {
     let exporter = match receiver {
         Some(receiver) => DirectExporter::builder().with_endpoint(receiver.endpoint()),
         None => DirectExporter::builder(),
@@ -157,7 +212,7 @@ async fn install(receiver: Option<&Receiver>) -> Result<Telemetry, Box<dyn Error
     let fallback = ExportToken::new(SERVICE_TOKEN)?.attach_to(&Context::new());
     let telemetry = Telemetry::builder()
         .with_exporter(exporter)
-        .with_config(Config::from_env().with_max_traces(MAX_TRACES))
+        .with_config(config)
         .with_fallback_context(fallback)
         .with_resource(Resource::builder().with_service_name("orders").build())
         .build()?;
@@ -212,5 +267,36 @@ async fn progress(telemetry: Telemetry) {
             stats.evicted_traces
         );
         tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Scenario: all options in any order, and some that mean nothing.
+    /// Guarantees: each job is the one that was asked for, and what is not understood is none.
+    #[test]
+    fn options_are_understood_or_refused() {
+        let live = |seconds, json| Some(Job::Live { seconds, json });
+        let cases: [(&[&str], Option<Job>); 14] = [
+            (&[], Some(Job::Account { json: false })),
+            (&["--json"], Some(Job::Account { json: true })),
+            (&["--help"], Some(Job::Help)),
+            (&["--live", "-h"], Some(Job::Help)),
+            (&["--live"], live(10, false)),
+            (&["--live", "--json"], live(10, true)),
+            (&["--json", "--seconds", "3", "--live"], live(3, true)),
+            (&["--live", "--seconds", "60"], live(60, false)),
+            (&["--live", "--seconds", "2"], None),
+            (&["--live", "--seconds", "soon"], None),
+            (&["--live", "--seconds"], None),
+            (&["--seconds", "5"], None),
+            (&["--dead"], None),
+            (&["live"], None),
+        ];
+        for (arguments, job) in cases {
+            assert_eq!(Job::of(arguments), job, "{arguments:?}");
+        }
     }
 }

@@ -223,6 +223,18 @@ impl Receiver {
         self.inbox.lock().metrics.clone()
     }
 
+    /// All spans that have arrived after the first so many.
+    pub fn received_after(&self, count: usize) -> Vec<Received> {
+        let inbox = self.inbox.lock();
+        inbox.spans.get(count..).unwrap_or_default().to_vec()
+    }
+
+    /// All log records that have arrived after the first so many.
+    pub fn logs_after(&self, count: usize) -> Vec<ReceivedLog> {
+        let inbox = self.inbox.lock();
+        inbox.logs.get(count..).unwrap_or_default().to_vec()
+    }
+
     /// How many spans have arrived.
     pub fn count(&self) -> usize {
         self.inbox.lock().spans.len()
@@ -267,6 +279,14 @@ impl ReceivedLog {
         attribute(&self.record.attributes, key)
     }
 
+    /// An attribute of the record that is a whole number.
+    pub fn number(&self, key: &str) -> Option<i64> {
+        match value(&self.record.attributes, key)? {
+            Value::IntValue(number) => Some(*number),
+            _ => None,
+        }
+    }
+
     /// What it says, if that is a string.
     pub fn message(&self) -> Option<&str> {
         text(self.record.body.as_ref()?.value.as_ref()?)
@@ -298,8 +318,12 @@ impl ReceivedMetric {
 }
 
 fn attribute<'a>(attributes: &'a [KeyValue], key: &str) -> Option<&'a str> {
+    text(value(attributes, key)?)
+}
+
+fn value<'a>(attributes: &'a [KeyValue], key: &str) -> Option<&'a Value> {
     let attribute = attributes.iter().find(|kv| kv.key == key)?;
-    text(attribute.value.as_ref()?.value.as_ref()?)
+    attribute.value.as_ref()?.value.as_ref()
 }
 
 fn text(value: &Value) -> Option<&str> {

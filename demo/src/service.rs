@@ -121,7 +121,7 @@ impl Service {
 }
 
 /// Whose request it is. Its telemetry is that one's, too.
-async fn authenticate(mut request: Request, next: Next) -> Response {
+pub(crate) async fn authenticate(mut request: Request, next: Next) -> Response {
     let Some(token) = bearer(&request).and_then(|token| ExportToken::new(token).ok()) else {
         return StatusCode::UNAUTHORIZED.into_response();
     };

@@ -24,7 +24,7 @@ pub(crate) fn run(mut command: Command) -> Outcome {
 }
 
 /// What is tested is on this machine, also where everything else is behind a proxy. What is named already stays.
-fn no_proxy() -> String {
+pub(crate) fn no_proxy() -> String {
     let named = std::env::var("NO_PROXY").unwrap_or_default();
     format!("127.0.0.1,localhost,{named}")
 }

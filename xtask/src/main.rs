@@ -6,6 +6,7 @@
 
 mod command;
 mod compare;
+mod demo;
 mod deny;
 mod documents;
 mod fuzz;

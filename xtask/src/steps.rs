@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use crate::command::{Outcome, cargo, output, run};
 use crate::compare::compare;
+use crate::demo::demo;
 use crate::deny::deny;
 use crate::documents;
 use crate::fuzz;
@@ -100,7 +101,7 @@ const STEPS: &[Step] = &[
     },
     Step {
         name: "demo",
-        run: || cargo(&["demo", "--", "--json"]),
+        run: demo,
     },
     Step {
         name: "compare",
