@@ -7,7 +7,7 @@ use std::time::Duration;
 use opentelemetry::trace::{SpanId, Status, TraceId};
 use opentelemetry_sdk::trace::SpanData;
 
-use super::{Dispatch, Lane};
+use super::{Dispatch, Lane, Origin};
 use crate::clock::Instant;
 use crate::config::{Config, OpenEvents};
 use crate::hash::IdHash;
@@ -512,11 +512,11 @@ impl Dispatch {
             if !matches!(open.event, Event::Young | Event::Due) {
                 continue;
             }
-            let lane = &mut self.lanes[form.signal()];
-            match lane.refuses() {
+            match self.lanes[form.signal()].refuses() {
                 None => {
-                    lane.push(form.open(&open), request);
+                    let event = form.open(&open);
                     self.opened.stats.sent += 1;
+                    self.push_leaving(event, id, request);
                 }
                 Some(reason) => self.drop_open_event(reason, id.trace),
             }
@@ -578,10 +578,19 @@ impl Dispatch {
             _ if !lane.is_exported => return,
             _ if lane.closed && signal != Signal::Spans => DropReason::AlreadyShutdown,
             false => DropReason::QueueFull,
-            true => return lane.push(event, request),
+            true => return self.push_leaving(event, id, request),
         };
         lane.stats.received += 1;
         self.refuse(signal, true, reason, id.trace);
+    }
+
+    /// Appends to a queue that leaves when the request goes, and at once if it is full.
+    fn push_leaving(&mut self, event: OpenEvent, id: RequestId, request: &mut Request) {
+        let signal = event.signal();
+        self.lanes[signal].push(event, request);
+        if let Some((context, items)) = request.take_full(signal, self.terms) {
+            self.enqueue(context, items, Origin::Request(id));
+        }
     }
 
     /// What is open from now on when spans are closed is so for this reason.
