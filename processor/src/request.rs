@@ -213,7 +213,7 @@ impl Request {
         let Some(queue) = self.queue_mut(signal) else {
             return Next::Nothing;
         };
-        if queue.len() >= terms.max_batch_size && queue.may_leave(terms.allowance) {
+        if queue.leaves_full(terms) {
             let items = queue.take();
             return Next::Leave(self.context.clone(), items);
         }
@@ -237,6 +237,13 @@ impl Request {
         let left = allowance.exports.saturating_sub(1);
         self.queues()
             .for_each(|queue| queue.exports = queue.exports.min(left));
+    }
+
+    /// Takes a queue if it is full and may leave by that.
+    pub(crate) fn take_full(&mut self, signal: Signal, terms: Terms) -> Option<(Context, Items)> {
+        let queue = self.queue_mut(signal)?;
+        let items = queue.leaves_full(terms).then(|| queue.take())?;
+        Some((self.context.clone(), items))
     }
 
     /// Takes a queue, to be exported while the request lives on. None if it is empty.
@@ -299,6 +306,10 @@ impl Queue {
         };
         let from = std::mem::replace(&mut self.schedule, to);
         (from != to).then_some(Change { from, to })
+    }
+
+    fn leaves_full(&self, terms: Terms) -> bool {
+        self.len() >= terms.max_batch_size && self.may_leave(terms.allowance)
     }
 
     /// Whether the queue, if it is full, may leave now.

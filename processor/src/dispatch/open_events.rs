@@ -15,7 +15,7 @@ use crate::notices::{Example, Kind};
 use crate::observer::{Close, LifecycleEvent, Rename, Stage, Unfinished};
 use crate::open_form::{self, Form, OpenEvent};
 use crate::open_spans::{Event, OpenSpan, OpenSpans};
-use crate::request::{Queue, QueueId, Request, RequestId};
+use crate::request::{QueueId, Request, RequestId};
 use crate::signal::Signal;
 use crate::stats::{DropReason, OpenEventStats};
 
@@ -526,7 +526,7 @@ impl Dispatch {
                 None => {
                     let event = form.open(&open);
                     self.opened.stats.sent += 1;
-                    self.push_last(event, id, request);
+                    self.push_leaving(event, id, request);
                 }
                 Some(reason) => self.drop_open_event(reason, id.trace),
             }
@@ -568,21 +568,18 @@ impl Dispatch {
             _ if !lane.is_exported => return,
             _ if lane.closed && signal != Signal::Spans => DropReason::AlreadyShutdown,
             false => DropReason::QueueFull,
-            true => return self.push_last(event, id, request),
+            true => return self.push_leaving(event, id, request),
         };
         lane.stats.received += 1;
         self.refuse(signal, true, reason, id.trace);
     }
 
-    /// Appends to a queue of a request that is not in the registry any more. If that is full, it leaves.
-    fn push_last(&mut self, event: OpenEvent, id: RequestId, request: &mut Request) {
+    /// Appends to a queue that leaves when the request goes, and at once if it is full.
+    fn push_leaving(&mut self, event: OpenEvent, id: RequestId, request: &mut Request) {
         let signal = event.signal();
         self.lanes[signal].push(event, request);
-        let full = |queue: &Queue| queue.len() >= self.terms.max_batch_size;
-        if request.queue(signal).is_some_and(full) {
-            if let Some((context, items)) = request.take_batch(signal) {
-                self.enqueue(context, items, Origin::Request(id));
-            }
+        if let Some((context, items)) = request.take_full(signal, self.terms) {
+            self.enqueue(context, items, Origin::Request(id));
         }
     }
 
