@@ -10,9 +10,7 @@ use opentelemetry::logs::{LogRecord as _, Logger as _, LoggerProvider as _};
 use opentelemetry::trace::{
     SpanBuilder, SpanId, SpanKind, Status, TraceContextExt as _, TraceId, Tracer as _,
 };
-use opentelemetry_per_request::observer::{
-    LifecycleEvent, MAX_OPEN_ATTRIBUTES, Open, Stage, Unfinished,
-};
+use opentelemetry_per_request::observer::{LifecycleEvent, MAX_OPEN_ATTRIBUTES, Stage, Unfinished};
 use opentelemetry_per_request::{RecordUnsampled, SpanObserver};
 use opentelemetry_sdk::logs::SdkLoggerProvider;
 use opentelemetry_sdk::trace::{Sampler, SdkTracer};
@@ -267,10 +265,8 @@ fn what_an_observer_does_of_the_same_trace_is_told_after_it_has_returned() {
         let (tracer, deep) = (world.tracer.clone(), deepest.clone());
         watch.set_inside(move |event| {
             deep.fetch_max(depth.fetch_add(1, Ordering::SeqCst), Ordering::SeqCst);
-            if let Stage::Open(Open { name, .. }) = &event.stage {
-                if name == "request" {
-                    work(&tracer, event, own_trace);
-                }
+            if said(event) == ("open", Some("request".to_owned())) {
+                work(&tracer, event, own_trace);
             }
             depth.fetch_sub(1, Ordering::SeqCst);
         });

@@ -122,7 +122,7 @@ fn route_that_is_found_inside_of_the_router_is_told_at_once() {
         .build()
         .unwrap();
     let routes = Router::new()
-        .route("/orders/{id}", get(|| pending::<String>()))
+        .route("/orders/{id}", get(pending::<String>))
         .layer(telemetry.server_layer());
     let serving = Serving::hyper(telemetry.server_layer().layer(routes));
     let mut wire = serving.connect();

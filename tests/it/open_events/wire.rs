@@ -158,7 +158,7 @@ fn work(telemetry: &Telemetry, n: usize, is_told: impl Fn(&str)) {
         let attributes = [
             KeyValue::new("number", n as i64),
             KeyValue::new("text", "å"),
-            KeyValue::new("truth", n % 2 == 0),
+            KeyValue::new("truth", n.is_multiple_of(2)),
         ];
         let builder = SpanBuilder::from_name(name)
             .with_kind(kind)
@@ -180,11 +180,11 @@ fn work(telemetry: &Telemetry, n: usize, is_told: impl Fn(&str)) {
         record.add_attribute("number", n as i64);
         logger.emit(record);
     }
-    if n % 5 == 0 {
+    if n.is_multiple_of(5) {
         is_told(&format!("slow {n}"));
     }
     slow.span().set_attribute(KeyValue::new("later", n as i64));
-    if n % 7 == 0 {
+    if n.is_multiple_of(7) {
         slow.span().set_status(Status::error("no"));
     }
     slow.span().end();
