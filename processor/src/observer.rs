@@ -24,13 +24,14 @@ pub const MAX_OPEN_ATTRIBUTES: usize = 32;
 /// - The events of one trace come one at a time, and those of one request in the order of their
 ///   [`sequence`](InRequest::sequence), without a gap. Events of different traces come at the same time, from different
 ///   threads.
-/// - None of the processor's locks is held. It may start and end spans, also of the same trace: what it does of that is told
-///   after it has returned, never inside of it.
+/// - None of the processor's locks is held. It may start and end spans. What it does of the same trace is told after it has
+///   returned, never inside of it; what it does of another one is told at once, so on its own thread and inside of it.
 /// - A panic in it is caught and warned about, and the next event comes nevertheless.
 ///
 /// A span that never ends closes with [`Close::unfinished`] when the processor is shut down, if its request is still known. If
 /// its request was evicted, or was never known, it closes when it ends, with no [`LifecycleEvent::request`]; and if that is
-/// after the shutdown, not at all.
+/// after the shutdown, not at all. Neither does then one of which nothing is remembered, because as many were open when it
+/// started as [`max_pending_spans`](crate::Config::with_max_pending_spans) allows.
 ///
 /// # What it should not do
 ///
@@ -148,7 +149,7 @@ pub struct Close {
     pub end_time: SystemTime,
     /// What became of it; unset of one that is unfinished.
     pub status: Status,
-    /// Its name, if that is not the one that was told last.
+    /// Its name, if that is not the one that was told last, or where nothing was remembered of it.
     pub name: Option<Cow<'static, str>>,
     /// The attributes that were set since it opened, or all, where nothing was remembered of it.
     pub attributes: Vec<KeyValue>,

@@ -116,7 +116,7 @@ pub struct Stats {
     pub logs: SignalStats,
     /// The same of the data points of metrics, if there is a metric reader. None of them is ever queued or late.
     pub metrics: SignalStats,
-    /// What became of open events. All zero unless they are to leave.
+    /// What became of open events. All zero unless they are to leave, but for [`unfinished`](OpenEventStats::unfinished).
     pub open_events: OpenEventStats,
 }
 
@@ -140,7 +140,8 @@ pub struct OpenEventStats {
     pub pending: u64,
     /// Renames that left for the exporter.
     pub renamed: u64,
-    /// Spans that had not ended when the processor was shut down.
+    /// Spans that had not ended when the processor was shut down, as far as anything was remembered of them: for open events, for
+    /// an observer, or to be exported.
     pub unfinished: u64,
 }
 

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use opentelemetry_per_request as per_request;
-use opentelemetry_per_request::{Config, ConfigError, FlushTrigger, PerRequestSpanProcessor};
+use opentelemetry_per_request::{
+    Config, ConfigError, FlushTrigger, OpenEvents, PerRequestSpanProcessor,
+};
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use tracing::Level;
 
@@ -19,6 +21,9 @@ const INTERVAL: &str = "A365_PER_REQUEST_METRIC_INTERVAL_MS";
 const PERIOD: &str = "OTEL_METRIC_EXPORT_INTERVAL";
 const TIMEOUT: &str = "A365_PER_REQUEST_EXPORT_TIMEOUT_MS";
 const TRIGGER: &str = "A365_PER_REQUEST_FLUSH_TRIGGER";
+const OPEN_EVENTS: &str = "A365_PER_REQUEST_OPEN_EVENTS";
+const MIN_AGE: &str = "A365_PER_REQUEST_OPEN_EVENT_MIN_AGE_MS";
+const UNFINISHED: &str = "A365_PER_REQUEST_EXPORT_UNFINISHED";
 const ENABLED: &str = "ENABLE_A365_OBSERVABILITY_PER_REQUEST_EXPORT";
 
 /// Everything that a configuration says, as text.
@@ -39,12 +44,15 @@ fn shown(config: &Config, name: &str) -> String {
         }
         TIMEOUT => config.export_timeout().as_millis().to_string(),
         TRIGGER => config.flush_trigger().to_string(),
+        OPEN_EVENTS => config.open_events().to_string(),
+        MIN_AGE => config.open_event_min_age().as_millis().to_string(),
+        UNFINISHED => config.export_unfinished().to_string(),
         ENABLED => config.enabled().to_string(),
         other => panic!("no such setting: {other}"),
     }
 }
 
-const ALL: [(&str, &str); 11] = [
+const ALL: [(&str, &str); 14] = [
     (TRACES, "1000"),
     (SPANS, "5000"),
     (EXPORTS, "20"),
@@ -55,6 +63,9 @@ const ALL: [(&str, &str); 11] = [
     (PERIOD, "60000"),
     (TIMEOUT, "30000"),
     (TRIGGER, "next_tick"),
+    (OPEN_EVENTS, "off"),
+    (MIN_AGE, "500"),
+    (UNFINISHED, "false"),
     (ENABLED, "true"),
 ];
 
@@ -80,6 +91,9 @@ fn defaults_are_the_documented_ones() {
             per_request::METRIC_PERIOD_MS,
             per_request::EXPORT_TIMEOUT_MS,
             per_request::FLUSH_TRIGGER,
+            per_request::OPEN_EVENTS,
+            per_request::OPEN_EVENT_MIN_AGE_MS,
+            per_request::EXPORT_UNFINISHED,
             per_request::ENABLED,
         ],
         ALL.map(|(name, _)| name)
@@ -96,6 +110,10 @@ fn defaults_are_the_documented_ones() {
     );
     assert_eq!(per_request::DEFAULT_METRIC_PERIOD, Duration::from_secs(60));
     assert_eq!(per_request::DEFAULT_EXPORT_TIMEOUT, Duration::from_secs(30));
+    assert_eq!(
+        per_request::DEFAULT_OPEN_EVENT_MIN_AGE,
+        Duration::from_millis(500)
+    );
 }
 
 /// Scenario: each variable with values that are good, odd and bad, one at a time.
@@ -138,6 +156,20 @@ fn each_variable_is_read_as_documented() {
         ("local-root-end", BAD),
         ("0", BAD),
     ];
+    let form = [
+        ("off", ok("off")),
+        ("logs", ok("logs")),
+        (" LOGS\n", ok("logs")),
+        ("Pending_Spans", ok("pending_spans")),
+        ("", ok("")),
+        ("  ", ok("")),
+        ("on", BAD),
+        ("true", BAD),
+        ("0", BAD),
+        ("log", BAD),
+        ("pending-spans", BAD),
+        ("logs,pending_spans", BAD),
+    ];
     let boolean = [
         ("true", ok("true")),
         ("TRUE", ok("true")),
@@ -157,9 +189,10 @@ fn each_variable_is_read_as_documented() {
     ];
     for (name, default) in ALL {
         let cases: &[(&str, Option<&str>)] = match name {
-            SPANS | EXPORTS | INTERVAL | PERIOD => &limit,
+            SPANS | EXPORTS | INTERVAL | PERIOD | MIN_AGE => &limit,
             TRIGGER => &trigger,
-            ENABLED => &boolean,
+            OPEN_EVENTS => &form,
+            ENABLED | UNFINISHED => &boolean,
             _ => &positive,
         };
         for (value, used) in cases {
@@ -220,6 +253,8 @@ fn variables_without_effect_are_accepted() {
 fn code_overrides_the_environment() {
     let config = Config::from_lookup(|name| match name {
         TRIGGER => Some("local_root_end".to_owned()),
+        OPEN_EVENTS => Some("pending_spans".to_owned()),
+        UNFINISHED => Some("yes".to_owned()),
         ENABLED => Some("off".to_owned()),
         _ => Some("3".to_owned()),
     });
@@ -235,6 +270,9 @@ fn code_overrides_the_environment() {
         .with_metric_period(Duration::from_millis(19))
         .with_export_timeout(Duration::from_millis(16))
         .with_flush_trigger(FlushTrigger::NextTick)
+        .with_open_events(OpenEvents::Logs)
+        .with_open_event_min_age(Duration::from_millis(20))
+        .with_export_unfinished(false)
         .with_enabled(true);
     for (name, value) in [
         (TRACES, "11"),
@@ -247,6 +285,9 @@ fn code_overrides_the_environment() {
         (PERIOD, "19"),
         (TIMEOUT, "16"),
         (TRIGGER, "next_tick"),
+        (OPEN_EVENTS, "logs"),
+        (MIN_AGE, "20"),
+        (UNFINISHED, "false"),
         (ENABLED, "true"),
     ] {
         assert_eq!(shown(&config, name), value, "{name}");
@@ -306,6 +347,7 @@ fn build_refuses_settings_that_make_no_sense() {
         zero().with_max_concurrent_exports(0),
         zero().with_metric_interval(Duration::ZERO),
         zero().with_metric_period(Duration::ZERO),
+        zero().with_open_event_min_age(Duration::ZERO),
     ] {
         PerRequestSpanProcessor::builder(Recorder::new())
             .with_config(config)

@@ -5,6 +5,9 @@ mod bounds;
 mod ending;
 mod evicting;
 mod forms;
+mod observing;
+mod renaming;
+mod wire;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;

@@ -9,4 +9,4 @@ mod grpc;
 mod http;
 mod interleaved;
 mod nobody_waits;
-mod site;
+pub(crate) mod site;

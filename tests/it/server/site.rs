@@ -38,18 +38,18 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What happened, in its order. Clones are the same one.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Log(Arc<Mutex<Vec<String>>>);
+pub(crate) struct Log(Arc<Mutex<Vec<String>>>);
 
 impl Log {
-    pub(super) fn note(&self, what: impl Into<String>) {
+    pub(crate) fn note(&self, what: impl Into<String>) {
         self.0.lock().unwrap().push(what.into());
     }
 
-    pub(super) fn entries(&self) -> Vec<String> {
+    pub(crate) fn entries(&self) -> Vec<String> {
         self.0.lock().unwrap().clone()
     }
 
-    pub(super) fn has(&self, what: &str) -> bool {
+    pub(crate) fn has(&self, what: &str) -> bool {
         self.0.lock().unwrap().iter().any(|entry| entry == what)
     }
 }
@@ -78,22 +78,22 @@ impl SpanProcessor for Ends {
 
 /// A provider and what became of its spans. A request's tenant is in its header `x-tenant`.
 #[derive(Debug)]
-pub(super) struct Site {
-    pub(super) provider: SdkTracerProvider,
-    pub(super) telemetry: Handle,
-    pub(super) exporter: Recorder,
-    pub(super) log: Log,
+pub(crate) struct Site {
+    pub(crate) provider: SdkTracerProvider,
+    pub(crate) telemetry: Handle,
+    pub(crate) exporter: Recorder,
+    pub(crate) log: Log,
 }
 
 impl Site {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::with(
             Recorder::new(),
             Sampler::ParentBased(Box::new(Sampler::AlwaysOn)),
         )
     }
 
-    pub(super) fn with(exporter: Recorder, sampler: impl ShouldSample + 'static) -> Self {
+    pub(crate) fn with(exporter: Recorder, sampler: impl ShouldSample + 'static) -> Self {
         let processor = PerRequestSpanProcessor::builder(exporter.clone())
             .with_config(Config::default())
             .with_fallback_context(Context::new().with_value(FALLBACK))
@@ -114,11 +114,11 @@ impl Site {
         }
     }
 
-    pub(super) fn tracer(&self) -> RequestTracer {
+    pub(crate) fn tracer(&self) -> RequestTracer {
         RequestTracer::new(self.provider.tracer("site")).with_handle(self.telemetry.clone())
     }
 
-    pub(super) fn layer(&self) -> ServerLayer {
+    pub(crate) fn layer(&self) -> ServerLayer {
         ServerLayer::new(self.tracer()).with_request_context(|request, cx| {
             match tenant_of(&request.headers) {
                 Some(tenant) => cx.with_value(tenant),
@@ -128,12 +128,12 @@ impl Site {
     }
 
     /// How many spans have ended.
-    pub(super) fn ended(&self) -> u64 {
+    pub(crate) fn ended(&self) -> u64 {
         balanced(&self.telemetry).ended
     }
 
     /// Waits until so many spans are at the exporter, and asserts that nothing of their requests is left.
-    pub(super) fn spans(&self, count: usize) -> Vec<(SpanData, Option<Tenant>)> {
+    pub(crate) fn spans(&self, count: usize) -> Vec<(SpanData, Option<Tenant>)> {
         wait_until(&format!("{count} spans at the exporter"), || {
             balanced(&self.telemetry).exported as usize >= count
         });
@@ -147,12 +147,12 @@ impl Site {
     }
 
     /// The only span there is to be.
-    pub(super) fn span(&self) -> SpanData {
+    pub(crate) fn span(&self) -> SpanData {
         self.spans(1).remove(0).0
     }
 }
 
-pub(super) fn tenant_of(headers: &HeaderMap) -> Option<Tenant> {
+pub(crate) fn tenant_of(headers: &HeaderMap) -> Option<Tenant> {
     let tenant = headers.get("x-tenant")?.to_str().ok()?;
     tenant.parse().ok().map(Tenant)
 }
@@ -166,13 +166,13 @@ fn assert_unique(span: &SpanData) {
     assert_eq!(keys.len(), all, "a key is there twice: {span:?}");
 }
 
-pub(super) fn attribute(span: &SpanData, key: &str) -> Option<String> {
+pub(crate) fn attribute(span: &SpanData, key: &str) -> Option<String> {
     let found = span.attributes.iter().find(|kv| kv.key.as_str() == key)?;
     Some(found.value.to_string())
 }
 
 /// Whether the span says that it was cut off.
-pub(super) fn is_cancelled(span: &SpanData) -> bool {
+pub(crate) fn is_cancelled(span: &SpanData) -> bool {
     attribute(span, "per_request.cancelled").as_deref() == Some("true")
 }
 
@@ -180,19 +180,19 @@ pub(super) fn is_cancelled(span: &SpanData) -> bool {
 
 /// A server on a thread and a runtime of its own, which has no other thread. It stops when this is dropped.
 #[derive(Debug)]
-pub(super) struct Serving {
-    pub(super) address: SocketAddr,
+pub(crate) struct Serving {
+    pub(crate) address: SocketAddr,
     _stop: oneshot::Sender<()>,
 }
 
 impl Serving {
     /// By axum, with HTTP/1 and HTTP/2.
-    pub(super) fn axum(app: Router) -> Self {
+    pub(crate) fn axum(app: Router) -> Self {
         Self::start(|listener| async { axum::serve(listener, app).await.unwrap() })
     }
 
     /// By hyper alone, with HTTP/1 and HTTP/2.
-    pub(super) fn hyper<S, B, E>(service: S) -> Self
+    pub(crate) fn hyper<S, B, E>(service: S) -> Self
     where
         S: Service<Request<hyper::body::Incoming>, Response = http::Response<B>, Error = E>
             + Clone
@@ -216,7 +216,7 @@ impl Serving {
         })
     }
 
-    pub(super) fn start<F>(
+    pub(crate) fn start<F>(
         serve: impl FnOnce(tokio::net::TcpListener) -> F + Send + 'static,
     ) -> Self
     where
@@ -245,26 +245,26 @@ impl Serving {
         }
     }
 
-    pub(super) fn url(&self, path: &str) -> String {
+    pub(crate) fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
     }
 
     /// A connection on which nothing has been said.
-    pub(super) fn connect(&self) -> Wire {
+    pub(crate) fn connect(&self) -> Wire {
         let stream = TcpStream::connect(self.address).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         Wire(stream)
     }
 
     /// What is answered to these bytes until the server ends the connection, which they should ask for.
-    pub(super) fn exchange(&self, request: impl AsRef<[u8]>) -> String {
+    pub(crate) fn exchange(&self, request: impl AsRef<[u8]>) -> String {
         let mut wire = self.connect();
         wire.send(request);
         wire.rest()
     }
 
     /// A connection of HTTP/2, driven by the runtime that this is called in.
-    pub(super) async fn http2(
+    pub(crate) async fn http2(
         &self,
     ) -> hyper::client::conn::http2::SendRequest<http_body_util::Full<Bytes>> {
         let stream = tokio::net::TcpStream::connect(self.address).await.unwrap();
@@ -279,20 +279,20 @@ impl Serving {
 
 /// The client's end of a connection, in bytes.
 #[derive(Debug)]
-pub(super) struct Wire(TcpStream);
+pub(crate) struct Wire(TcpStream);
 
 impl Wire {
-    pub(super) fn send(&mut self, bytes: impl AsRef<[u8]>) {
+    pub(crate) fn send(&mut self, bytes: impl AsRef<[u8]>) {
         self.0.write_all(bytes.as_ref()).unwrap();
     }
 
     /// A request for a path that ends with its head.
-    pub(super) fn get(&mut self, path: &str) {
+    pub(crate) fn get(&mut self, path: &str) {
         self.send(format!("GET {path} HTTP/1.1\r\nhost: shop.test\r\n\r\n"));
     }
 
     /// What arrives, up to `end`.
-    pub(super) fn read_until(&mut self, end: &str) -> String {
+    pub(crate) fn read_until(&mut self, end: &str) -> String {
         let mut read = Vec::new();
         while !read.ends_with(end.as_bytes()) {
             let mut byte = [0];
@@ -303,7 +303,7 @@ impl Wire {
         String::from_utf8(read).unwrap()
     }
 
-    pub(super) fn rest(&mut self) -> String {
+    pub(crate) fn rest(&mut self) -> String {
         let mut rest = Vec::new();
         // A server that breaks the connection is at its end, too.
         let _ = self.0.read_to_end(&mut rest);
@@ -311,13 +311,13 @@ impl Wire {
     }
 
     /// The client is gone.
-    pub(super) fn hang_up(self) {
+    pub(crate) fn hang_up(self) {
         self.0.shutdown(Shutdown::Both).unwrap();
     }
 }
 
 /// Runs a client's work in a runtime of its own, and fails if it takes long.
-pub(super) fn in_runtime<T>(work: impl Future<Output = T>) -> T {
+pub(crate) fn in_runtime<T>(work: impl Future<Output = T>) -> T {
     tokio::runtime::Runtime::new()
         .unwrap()
         .block_on(async { tokio::time::timeout(PATIENCE, work).await })
@@ -328,7 +328,7 @@ pub(super) fn in_runtime<T>(work: impl Future<Output = T>) -> T {
 
 /// What becomes a body, fed by a test through a [`Feed`]. It is at its end when the feed is dropped, and does not say
 /// so before it is asked, as a stream does.
-pub(super) struct Fed {
+pub(crate) struct Fed {
     frames: mpsc::UnboundedReceiver<Result<Frame<Bytes>, String>>,
     length: Option<u64>,
     log: Log,
@@ -337,18 +337,18 @@ pub(super) struct Fed {
 
 /// Where a [`Fed`] gets its frames from.
 #[derive(Clone, Debug)]
-pub(super) struct Feed(mpsc::UnboundedSender<Result<Frame<Bytes>, String>>);
+pub(crate) struct Feed(mpsc::UnboundedSender<Result<Frame<Bytes>, String>>);
 
 /// Something for the first who asks.
 #[derive(Debug)]
-pub(super) struct Once<T>(Arc<Mutex<Option<T>>>);
+pub(crate) struct Once<T>(Arc<Mutex<Option<T>>>);
 
 impl<T> Once<T> {
-    pub(super) fn new(content: T) -> Self {
+    pub(crate) fn new(content: T) -> Self {
         Self(Arc::new(Mutex::new(Some(content))))
     }
 
-    pub(super) fn take(&self) -> T {
+    pub(crate) fn take(&self) -> T {
         self.0.lock().unwrap().take().expect("nobody took it yet")
     }
 }
@@ -361,12 +361,12 @@ impl<T> Clone for Once<T> {
 
 impl Fed {
     /// One for the first request that is answered with it.
-    pub(super) fn new(log: &Log) -> (Feed, Once<Self>) {
+    pub(crate) fn new(log: &Log) -> (Feed, Once<Self>) {
         Self::of_length(log, None)
     }
 
     /// One whose length is known beforehand.
-    pub(super) fn of_length(log: &Log, length: Option<u64>) -> (Feed, Once<Self>) {
+    pub(crate) fn of_length(log: &Log, length: Option<u64>) -> (Feed, Once<Self>) {
         let (feed, frames) = mpsc::unbounded_channel();
         let log = log.clone();
         let body = Self {
@@ -378,24 +378,24 @@ impl Fed {
         (Feed(feed), Once::new(body))
     }
 
-    pub(super) fn response(self) -> Response {
+    pub(crate) fn response(self) -> Response {
         Response::new(Body::new(self))
     }
 }
 
 impl Feed {
-    pub(super) fn data(&self, data: &'static str) {
+    pub(crate) fn data(&self, data: &'static str) {
         let _ = self
             .0
             .send(Ok(Frame::data(Bytes::from_static(data.as_bytes()))));
     }
 
-    pub(super) fn trailers(&self, name: &'static str, value: &'static str) {
+    pub(crate) fn trailers(&self, name: &'static str, value: &'static str) {
         let trailers = HeaderMap::from_iter([(name.parse().unwrap(), value.parse().unwrap())]);
         let _ = self.0.send(Ok(Frame::trailers(trailers)));
     }
 
-    pub(super) fn error(&self, error: &str) {
+    pub(crate) fn error(&self, error: &str) {
         let _ = self.0.send(Err(error.to_owned()));
     }
 }

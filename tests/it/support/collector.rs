@@ -43,6 +43,13 @@ pub(crate) struct ReceivedLog {
     pub(crate) span: String,
 }
 
+/// One request with log records as the receiver got it. None over gRPC.
+#[derive(Clone, Debug)]
+pub(crate) struct LogPost {
+    pub(crate) authorization: Option<String>,
+    pub(crate) decoded: Vec<LogRecord>,
+}
+
 /// One metric as the receiver got it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ReceivedMetric {
@@ -62,6 +69,7 @@ pub(crate) struct Collector {
 struct Store {
     spans: Mutex<Vec<Received>>,
     logs: Mutex<Vec<ReceivedLog>>,
+    log_posts: Mutex<Vec<LogPost>>,
     metrics: Mutex<Vec<ReceivedMetric>>,
 }
 
@@ -179,6 +187,10 @@ impl Collector {
         self.store.logs.lock().unwrap().clone()
     }
 
+    pub(crate) fn log_posts(&self) -> Vec<LogPost> {
+        self.store.log_posts.lock().unwrap().clone()
+    }
+
     pub(crate) fn metrics(&self) -> Vec<ReceivedMetric> {
         self.store.metrics.lock().unwrap().clone()
     }
@@ -210,8 +222,12 @@ impl Store {
         let request = ExportLogsServiceRequest::decode(body).unwrap();
         let resources = request.resource_logs.into_iter();
         let scopes = resources.flat_map(|resource| resource.scope_logs);
-        let records = scopes.flat_map(|scope| scope.log_records);
-        let received = records.map(|record| ReceivedLog {
+        let records: Vec<_> = scopes.flat_map(|scope| scope.log_records).collect();
+        self.log_posts.lock().unwrap().push(LogPost {
+            authorization: authorization(headers),
+            decoded: records.clone(),
+        });
+        let received = records.into_iter().map(|record| ReceivedLog {
             authorization: authorization(headers),
             trace: hex(&record.trace_id),
             span: hex(&record.span_id),
