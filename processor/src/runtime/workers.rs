@@ -820,15 +820,19 @@ impl State {
         closed.filter(|signal| self.shut_down[*signal].is_none())
     }
 
-    /// Queues that begin to pause.
+    /// Queues that begin to pause. One that pauses already, and waited for its root in between, goes on with the pause that it has.
     fn take_paced(&mut self) -> Vec<(QueueId, Duration)> {
-        let paced = self.dispatch.take_paced();
-        for (id, pause) in &paced {
-            if let Some(until) = Instant::now().checked_add(*pause + LEASE_GRACE) {
-                self.pauses.push((*id, until));
+        let mut begin = Vec::new();
+        for (id, pause) in self.dispatch.take_paced() {
+            if self.pauses.iter().any(|(paused, _)| *paused == id) {
+                continue;
             }
+            if let Some(until) = Instant::now().checked_add(pause + LEASE_GRACE) {
+                self.pauses.push((id, until));
+            }
+            begin.push((id, pause));
         }
-        paced
+        begin
     }
 
     fn end_pause(&mut self, id: QueueId) {
