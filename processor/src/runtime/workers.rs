@@ -41,7 +41,7 @@ use crate::runtime::{Observer, drop_quietly};
 use crate::signal::{Item as _, LogData};
 use crate::signal::{PerSignal, Signal, Signals};
 use crate::stats::Stats;
-use crate::sync::{Arc, Mutex};
+use crate::sync::{Arc, Mutex, MutexGuard};
 use crate::workers::{KeepAlive, sleep};
 
 /// How much longer an export is believed in than it may take. An export that is still polled ends by itself before.
@@ -285,10 +285,17 @@ impl Shared {
     fn event<T>(self: &Arc<Self>, reach: Reach, act: impl FnOnce(&mut State) -> T) -> T {
         let mut state = self.state.lock();
         let result = act(&mut state);
+        self.follow_up(reach, state);
+        result
+    }
+
+    /// What follows from whatever was done under the lock. Apart, so that there is one copy of it in the code of a Worker.
+    #[inline(never)]
+    fn follow_up(self: &Arc<Self>, reach: Reach, mut state: MutexGuard<'_, State>) {
         state.end_pauses();
         state.dispatch.tick(usize::MAX);
         if state.dying {
-            return result;
+            return;
         }
         let garbage = state.dispatch.take_garbage();
         let paced = state.take_paced();
@@ -327,7 +334,6 @@ impl Shared {
                 self.note(Kind::ObserverPanicked, panics, Example::None);
             }
         }
-        result
     }
 
     /// Looks whether spans of a request have been open for so long that the collector is to be told: first when the request
