@@ -18,6 +18,7 @@ mod fetch;
 mod harness;
 mod isolation;
 mod one_request;
+mod open_events;
 mod panics;
 mod requests;
 mod set_up;

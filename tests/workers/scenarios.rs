@@ -4,6 +4,8 @@
 //! `id` in the query becomes the attribute `request` of the root and of every span below it, so that a test can tell which
 //! request a span was made in, whatever it arrives under.
 
+#[path = "scenarios/open_events.rs"]
+mod open_events;
 #[path = "scenarios/requests.rs"]
 mod requests;
 #[path = "scenarios/signals.rs"]
@@ -21,8 +23,8 @@ use opentelemetry::propagation::TextMapPropagator as _;
 use opentelemetry::trace::{FutureExt as _, TraceContextExt as _, Tracer as _};
 use opentelemetry::{Context as Cx, KeyValue};
 use opentelemetry_otlp_direct::{DirectExporter, ExportToken};
-use opentelemetry_per_request::active_span;
 use opentelemetry_per_request::workers::{TracedFetch, WorkerHeaderInjector};
+use opentelemetry_per_request::{TelemetryBuilder, active_span};
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use worker::js_sys::{Function, Reflect, global};
 use worker::wasm_bindgen::JsValue;
@@ -73,13 +75,19 @@ pub(crate) async fn handle_outside(request: &Request, env: &Env) -> Option<Resul
         "/flush-all" => Some(signals::flush(env).await),
         "/shutdown" => Some(signals::shutdown(env).await),
         "/log-outside" => Some(signals::log_outside()),
+        "/seen" => Some(open_events::seen()),
         "/check" => Some(check(env).await),
         _ => None,
     }
 }
 
-pub(crate) use signals::prepare;
+pub(crate) use open_events::wants_rescue;
 pub(crate) use tracing::subscribe;
+
+/// What else telemetry is to be, by the bindings.
+pub(crate) fn prepare(builder: TelemetryBuilder, env: &Env) -> TelemetryBuilder {
+    open_events::prepare(signals::prepare(builder, env), env)
+}
 
 /// What has a span of its own around it: that of a layer.
 pub(crate) use requests::serve;
@@ -103,6 +111,7 @@ pub(crate) async fn handle(request: Request, env: Env, ctx: Context) -> Result<R
         // As a proxy does: to whatever `host` says.
         "/echo" => TracedFetch::request(request).send().await,
         "/refresh" => refresh(&query).await,
+        path if path.starts_with("/open/") => open_events::handle(path, &query).await,
         path if path.starts_with("/signals/") => signals::handle(path, &query, &ctx).await,
         "/durable" => durable(&query, &env).await,
         "/reset" => reset(&query, &env).await,
@@ -276,7 +285,7 @@ fn visits() -> Result<Response> {
 fn stats(env: &Env) -> Result<Response> {
     let stats = TELEMETRY.handle(env).map(|handle| handle.stats());
     let stats = stats.unwrap_or_default();
-    let (logs, metrics) = (&stats.logs, &stats.metrics);
+    let (logs, metrics, open) = (&stats.logs, &stats.metrics, &stats.open_events);
     Response::from_json(&HashMap::from([
         ("logs", logs.received),
         ("logs_exported", logs.exported),
@@ -289,6 +298,11 @@ fn stats(env: &Env) -> Result<Response> {
         ("points_exported", metrics.exported),
         ("points_pending", metrics.pending()),
         ("metric_exports", metrics.exports),
+        ("open_opened", open.opened),
+        ("open_sent", open.sent),
+        ("open_elided", open.elided),
+        ("open_pending", open.pending),
+        ("open_renamed", open.renamed),
         ("ended", stats.ended),
         ("exported", stats.exported),
         ("failed", stats.failed),

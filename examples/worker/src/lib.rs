@@ -38,6 +38,10 @@ static TELEMETRY: Telemetry = Telemetry::new(|env| {
             None => cx,
         }
     });
+    #[cfg(feature = "scenarios")]
+    if !scenarios::wants_rescue(env) {
+        return Ok(set_up);
+    }
     Ok(set_up.with_panic_rescue())
 });
 

@@ -41,7 +41,7 @@ use crate::runtime::{Observer, drop_quietly};
 use crate::signal::{Item as _, LogData};
 use crate::signal::{PerSignal, Signal, Signals};
 use crate::stats::Stats;
-use crate::sync::{Arc, Mutex};
+use crate::sync::{Arc, Mutex, MutexGuard};
 use crate::workers::{KeepAlive, sleep};
 
 /// How much longer an export is believed in than it may take. An export that is still polled ends by itself before.
@@ -285,10 +285,17 @@ impl Shared {
     fn event<T>(self: &Arc<Self>, reach: Reach, act: impl FnOnce(&mut State) -> T) -> T {
         let mut state = self.state.lock();
         let result = act(&mut state);
+        self.follow_up(reach, state);
+        result
+    }
+
+    /// What follows from whatever was done under the lock. Apart, so that there is one copy of it in the code of a Worker.
+    #[inline(never)]
+    fn follow_up(self: &Arc<Self>, reach: Reach, mut state: MutexGuard<'_, State>) {
         state.end_pauses();
         state.dispatch.tick(usize::MAX);
         if state.dying {
-            return result;
+            return;
         }
         let garbage = state.dispatch.take_garbage();
         let paced = state.take_paced();
@@ -322,7 +329,6 @@ impl Shared {
             self.look_later(id);
         }
         self.tell(told);
-        result
     }
 
     /// Tells the observer of these events, and of those that come to their traces meanwhile.
@@ -826,15 +832,19 @@ impl State {
         closed.filter(|signal| self.shut_down[*signal].is_none())
     }
 
-    /// Queues that begin to pause.
+    /// Queues that begin to pause. One that pauses already, and waited for its root in between, goes on with the pause that it has.
     fn take_paced(&mut self) -> Vec<(QueueId, Duration)> {
-        let paced = self.dispatch.take_paced();
-        for (id, pause) in &paced {
-            if let Some(until) = Instant::now().checked_add(*pause + LEASE_GRACE) {
-                self.pauses.push((*id, until));
+        let mut begin = Vec::new();
+        for (id, pause) in self.dispatch.take_paced() {
+            if self.pauses.iter().any(|(paused, _)| *paused == id) {
+                continue;
             }
+            if let Some(until) = Instant::now().checked_add(pause + LEASE_GRACE) {
+                self.pauses.push((id, until));
+            }
+            begin.push((id, pause));
         }
-        paced
+        begin
     }
 
     fn end_pause(&mut self, id: QueueId) {

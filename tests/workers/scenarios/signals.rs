@@ -19,7 +19,7 @@ static HANDLED: LazyLock<Counter<u64>> =
     LazyLock::new(|| global::meter("scenarios").u64_counter("handled").build());
 
 /// Samples as many of all traces as the binding `SAMPLED` says.
-pub(crate) fn prepare(builder: TelemetryBuilder, env: &Env) -> TelemetryBuilder {
+pub(super) fn prepare(builder: TelemetryBuilder, env: &Env) -> TelemetryBuilder {
     let ratio = env.var("SAMPLED").ok();
     match ratio.and_then(|ratio| ratio.to_string().parse().ok()) {
         Some(ratio) => builder.with_sampler(Sampler::TraceIdRatioBased(ratio)),

@@ -92,13 +92,15 @@ pub(crate) struct Post {
 pub(crate) struct Log {
     pub(crate) token: String,
     pub(crate) resource: Attributes,
+    pub(crate) event: String,
     pub(crate) body: String,
     pub(crate) severity: String,
     pub(crate) trace_id: String,
     pub(crate) span_id: String,
     pub(crate) flags: u32,
     pub(crate) attributes: Attributes,
-    /// In nanoseconds since the epoch.
+    /// In nanoseconds since the epoch, as `observed`.
+    pub(crate) time: u64,
     pub(crate) observed: u64,
 }
 
@@ -332,6 +334,7 @@ async fn serve(listener: TcpListener, shared: Arc<Shared>, stopped: oneshot::Rec
     let listener = tokio::net::TcpListener::from_std(listener).unwrap();
     let router = Router::new()
         .route("/v1/{signal}", post(receive))
+        .route("/hang", any(pending::<StatusCode>))
         .route("/echo", any(echo))
         .route("/echo/{*rest}", any(echo))
         .layer(DefaultBodyLimit::disable())
@@ -486,12 +489,14 @@ impl From<LogRecord> for Log {
         Self {
             token: String::new(),
             resource: Attributes::new(),
+            event: record.event_name,
             body: text(record.body),
             severity: record.severity_text,
             trace_id: hex(&record.trace_id),
             span_id: hex(&record.span_id),
             flags: record.flags,
             attributes: attributes(record.attributes),
+            time: record.time_unix_nano,
             observed: record.observed_time_unix_nano,
         }
     }
