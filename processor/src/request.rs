@@ -209,18 +209,23 @@ impl Request {
 
     /// What follows for a queue: if it is full it leaves, if it may, and otherwise there is a plan.
     pub(crate) fn next(&mut self, signal: Signal, terms: Terms) -> Next {
-        let root_ended = self.root_ended;
-        let Some(queue) = self.queue_mut(signal) else {
-            return Next::Nothing;
-        };
-        if queue.len() >= terms.max_batch_size && queue.may_leave(terms.allowance) {
-            let items = queue.take();
-            return Next::Leave(self.context.clone(), items);
+        if let Some((context, items)) = self.take_full(signal, terms) {
+            return Next::Leave(context, items);
         }
-        match queue.replan(terms, root_ended) {
+        match self.plan(signal, terms) {
             Some(change) => Next::Plan(change),
             None => Next::Nothing,
         }
+    }
+
+    /// Takes a queue if it is full and may leave.
+    pub(crate) fn take_full(&mut self, signal: Signal, terms: Terms) -> Option<(Context, Items)> {
+        let queue = self.queue_mut(signal)?;
+        if queue.len() < terms.max_batch_size || !queue.may_leave(terms.allowance) {
+            return None;
+        }
+        let items = queue.take();
+        Some((self.context.clone(), items))
     }
 
     /// A plan for a queue, full or not.

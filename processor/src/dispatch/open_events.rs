@@ -7,7 +7,7 @@ use std::time::Duration;
 use opentelemetry::trace::{SpanId, Status, TraceId};
 use opentelemetry_sdk::trace::SpanData;
 
-use super::{Dispatch, Lane};
+use super::{Dispatch, Lane, Origin};
 use crate::clock::Instant;
 use crate::config::{Config, OpenEvents};
 use crate::hash::IdHash;
@@ -512,11 +512,13 @@ impl Dispatch {
             if !matches!(open.event, Event::Young | Event::Due) {
                 continue;
             }
-            let lane = &mut self.lanes[form.signal()];
+            let signal = form.signal();
+            let lane = &mut self.lanes[signal];
             match lane.refuses() {
                 None => {
                     lane.push(form.open(&open), request);
                     self.opened.stats.sent += 1;
+                    self.leave_if_full(id.queue(signal), request);
                 }
                 Some(reason) => self.drop_open_event(reason, id.trace),
             }
@@ -578,10 +580,20 @@ impl Dispatch {
             _ if !lane.is_exported => return,
             _ if lane.closed && signal != Signal::Spans => DropReason::AlreadyShutdown,
             false => DropReason::QueueFull,
-            true => return lane.push(event, request),
+            true => {
+                lane.push(event, request);
+                return self.leave_if_full(id.queue(signal), request);
+            }
         };
         lane.stats.received += 1;
         self.refuse(signal, true, reason, id.trace);
+    }
+
+    /// A request that goes has more to say than one batch may hold.
+    fn leave_if_full(&mut self, id: QueueId, request: &mut Request) {
+        if let Some((context, items)) = request.take_full(id.signal, self.terms) {
+            self.enqueue(context, items, Origin::Request(id.request));
+        }
     }
 
     /// What is open from now on when spans are closed is so for this reason.

@@ -1,0 +1,75 @@
+//! What is told of spans while they are open, in the cases that are worth a name of their own. The model tries the rest.
+
+use super::*;
+use crate::config::OpenEvents;
+use crate::observer::Stage;
+use crate::open_spans::Opening;
+use crate::testing::span;
+
+/// A request, whose spans are told of at the next look.
+struct Told {
+    lone: Lone,
+    now: Instant,
+}
+
+impl Told {
+    fn new(form: OpenEvents) -> Self {
+        Self::of(Dispatch::new(&told(form), Context::new(), true))
+    }
+
+    fn of(mut dispatch: Dispatch) -> Self {
+        #[cfg(feature = "logs")]
+        dispatch.join(Signal::Logs);
+        let lone = Lone::of(dispatch);
+        let now = Instant::now();
+        let mut told = Self { lone, now };
+        told.open(1);
+        told
+    }
+
+    fn open(&mut self, id: u64) {
+        let opening = Opening::new(span(1, id), self.now);
+        self.lone.dispatch.open(opening);
+    }
+
+    fn open_a_child(&mut self) -> u64 {
+        let child = self.lone.start_a_child();
+        self.open(child);
+        child
+    }
+
+    /// Returns the sizes of the batches that leave then.
+    fn look(&mut self) -> Vec<usize> {
+        self.lone.dispatch.look_at_open_spans(self.now);
+        self.lone.export()
+    }
+
+    fn rename(&mut self, id: u64, name: String) {
+        let (trace, id) = (TraceId::from(1), SpanId::from(id));
+        self.lone.dispatch.rename(trace, id, name.into());
+    }
+}
+
+fn told(form: OpenEvents) -> Config {
+    config()
+        .with_open_events(form)
+        .with_open_event_min_age(Duration::ZERO)
+}
+
+/// Scenario: a request with many open spans is evicted, or the processor is shut down.
+/// Guarantees: what is told of them leaves in batches that are no larger than they may be.
+#[test]
+fn request_with_many_open_spans_is_sent_off_in_several_batches() {
+    for is_shut_down in [false, true] {
+        let mut told = Told::new(OpenEvents::PendingSpans);
+        for _ in 0..2 * MAX_BATCH_SIZE {
+            told.open_a_child();
+        }
+        match is_shut_down {
+            true => told.lone.dispatch.close(Signal::Spans),
+            false => told.lone.dispatch.start_root(root_of(2), Context::new()),
+        }
+        let expected = [MAX_BATCH_SIZE, MAX_BATCH_SIZE, 1];
+        assert_eq!(told.lone.export(), expected, "shut down: {is_shut_down}");
+    }
+}
