@@ -246,8 +246,9 @@ impl Request {
 
     /// Takes a queue, to be exported while the request lives on. None if it is empty.
     pub(crate) fn take_batch(&mut self, signal: Signal) -> Option<(Context, Items)> {
-        let queue = self.queue_mut(signal).filter(|queue| !queue.is_empty())?;
-        let items = queue.take();
+        let queue = self.queue_mut(signal)?;
+        // One with nothing but open events that could not leave is empty, too, and no longer due.
+        let items = queue.take_if_any()?;
         Some((self.context.clone(), items))
     }
 
@@ -320,11 +321,23 @@ impl Queue {
     fn take(&mut self) -> Items {
         self.exporting += 1;
         self.exports = self.exports.saturating_add(1);
+        self.end_plan();
+        self.items.take()
+    }
+
+    fn take_if_any(&mut self) -> Option<Items> {
+        if self.is_empty() {
+            self.end_plan();
+            return None;
+        }
+        Some(self.take())
+    }
+
+    /// What comes from now on needs a plan of its own.
+    fn end_plan(&mut self) {
         if self.schedule == Schedule::Due {
-            // What ends from now on needs a plan of its own.
             self.schedule = Schedule::Idle;
         }
-        self.items.take()
     }
 }
 

@@ -73,3 +73,17 @@ fn request_with_many_open_spans_is_sent_off_in_several_batches() {
         assert_eq!(told.lone.export(), expected, "shut down: {is_shut_down}");
     }
 }
+
+/// Scenario: log records are shut down when an open span is due, and then another span opens.
+/// Guarantees: both open events are dropped and counted, the second one when it is due.
+#[cfg(feature = "logs")]
+#[test]
+fn open_event_after_the_shutdown_of_log_records_is_dropped_when_it_is_due() {
+    let mut told = Told::new(OpenEvents::Logs);
+    told.lone.dispatch.look_at_open_spans(told.now);
+    told.lone.dispatch.close(Signal::Logs);
+    told.open_a_child();
+    assert_eq!(told.look(), []);
+    let stats = told.lone.dispatch.stats().open_events;
+    assert_eq!((stats.dropped, stats.pending), (2, 0));
+}
