@@ -55,6 +55,8 @@ pub(crate) struct OpenSpans {
     events: u64,
     /// How many of the list are [`Event::Due`].
     due: usize,
+    /// Whether a rename is in the queue of the request.
+    pub(crate) rename_waits: bool,
     /// When somebody is going to look whether one is old enough.
     pub(crate) look: Option<Instant>,
     /// Whether somebody did.
@@ -163,6 +165,11 @@ impl OpenSpans {
     /// Whether one leaves with the next batch.
     pub(crate) fn has_due(&self) -> bool {
         self.due > 0
+    }
+
+    /// Whether there is something to tell that does not wait for the local root.
+    pub(crate) fn has_news(&self) -> bool {
+        self.has_due() || self.rename_waits
     }
 
     /// Whether one may become due.

@@ -167,8 +167,8 @@ impl Opened {
             self.told.tell(LifecycleEvent::of(span, Some(place), close));
         }
         if let Some(open) = &open {
-            let was_last_due = open.event == Event::Due && !open_spans.has_due();
-            if let Some(form) = self.form.as_ref().filter(|_| was_last_due) {
+            let was_last = open.event == Event::Due && !open_spans.has_news();
+            if let Some(form) = self.form.as_ref().filter(|_| was_last) {
                 request.set_open_due(form.signal(), false);
             }
             self.forget(open);
@@ -334,6 +334,7 @@ impl Dispatch {
         let lane = &mut self.lanes[Signal::Logs];
         if let Some(item) = item.filter(|_| lane.refuses().is_none()) {
             opened.stats.renamed += 1;
+            open_spans.rename_waits = true;
             lane.push(item, request);
             request.set_open_due(Signal::Logs, true);
             let terms = self.terms_of(id);
@@ -488,6 +489,7 @@ impl Dispatch {
             };
         }
         let more = open_spans.has_due();
+        open_spans.rename_waits = false;
         request.open_spans = Some(open_spans);
         request.set_open_due(id.signal, more);
         for reason in refused {

@@ -87,3 +87,21 @@ fn open_event_after_the_shutdown_of_log_records_is_dropped_when_it_is_due() {
     let stats = told.lone.dispatch.stats().open_events;
     assert_eq!((stats.dropped, stats.pending), (2, 0));
 }
+
+/// Scenario: with the trigger `LocalRootEnd`, a span that was told of is renamed during an export, and another one is due, but
+/// ends before the export does.
+/// Guarantees: the rename leaves, though the root is open.
+#[cfg(feature = "logs")]
+#[test]
+fn rename_waits_for_no_root_also_if_another_span_ends() {
+    let config = told(OpenEvents::Logs).with_flush_trigger(FlushTrigger::LocalRootEnd);
+    let mut told = Told::of(Dispatch::new(&config, Context::new(), true));
+    told.lone.dispatch.look_at_open_spans(told.now);
+    let under_way = told.lone.next_batch().expect("the root is told of");
+    told.rename(1, "renamed".to_owned());
+    let child = told.open_a_child();
+    told.lone.dispatch.look_at_open_spans(told.now);
+    told.lone.end(child);
+    told.lone.dispatch.complete(under_way.id, Outcome::Exported);
+    assert_eq!(told.lone.export(), [1]);
+}
