@@ -207,3 +207,17 @@ impl OpenSpans {
         next
     }
 }
+
+#[cfg(test)]
+impl OpenSpans {
+    /// How far each is, in the order in which they opened.
+    pub(crate) fn events(&self) -> impl Iterator<Item = (SpanId, Event)> + '_ {
+        let list = self.list.iter();
+        list.map(|open| (open.span.span_context.span_id(), open.event))
+    }
+
+    /// How many are due, as far as it has counted.
+    pub(crate) fn due(&self) -> usize {
+        self.due
+    }
+}

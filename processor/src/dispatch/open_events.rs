@@ -642,3 +642,25 @@ impl Lane {
         }
     }
 }
+
+/// For the model.
+#[cfg(test)]
+impl Dispatch {
+    /// How many open spans are remembered, as far as it has counted.
+    pub(super) fn remembered(&self) -> u64 {
+        self.opened.remembered
+    }
+
+    /// Which requests the driver is to look at, and when.
+    pub(super) fn planned_looks(&self) -> Vec<(Instant, RequestId)> {
+        match &self.opened.looks {
+            Looks::Timed { at, .. } => at.iter().copied().collect(),
+            Looks::ByRequest { .. } => Vec::new(),
+        }
+    }
+
+    /// Of how many traces somebody is telling the observer.
+    pub(super) fn waits_to_be_told(&self) -> usize {
+        self.opened.told.waiting.len()
+    }
+}

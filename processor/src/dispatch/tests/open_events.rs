@@ -17,12 +17,13 @@ impl Told {
         Self::of(Dispatch::new(&told(form), Context::new(), true))
     }
 
-    fn of(mut dispatch: Dispatch) -> Self {
+    fn of(dispatch: Dispatch) -> Self {
+        let mut told = Self {
+            lone: Lone::of(dispatch),
+            now: Instant::now(),
+        };
         #[cfg(feature = "logs")]
-        dispatch.join(Signal::Logs);
-        let lone = Lone::of(dispatch);
-        let now = Instant::now();
-        let mut told = Self { lone, now };
+        told.lone.dispatch.join(Signal::Logs);
         told.open(1);
         told
     }
@@ -39,6 +40,7 @@ impl Told {
     }
 
     /// Returns the sizes of the batches that leave then.
+    #[cfg(feature = "logs")]
     fn look(&mut self) -> Vec<usize> {
         self.lone.dispatch.look_at_open_spans(self.now);
         self.lone.export()
@@ -104,4 +106,30 @@ fn rename_waits_for_no_root_also_if_another_span_ends() {
     told.lone.end(child);
     told.lone.dispatch.complete(under_way.id, Outcome::Exported);
     assert_eq!(told.lone.export(), [1]);
+}
+
+/// Scenario: an observer takes so long for one event that very many renames come meanwhile, and then the span ends.
+/// Guarantees: not all of them wait, and the last name comes with the close.
+#[test]
+fn observer_that_is_far_behind_hears_the_last_name_from_the_close() {
+    const RENAMES: usize = 3000;
+    let mut dispatch = Dispatch::new(&config(), Context::new(), true);
+    dispatch.observe_spans();
+    let mut told = Told::of(dispatch);
+    let dispatch = &mut told.lone.dispatch;
+    let [opened] = &dispatch.take_told()[..] else {
+        panic!("one event");
+    };
+    let trace = opened.trace_id;
+    (1..=RENAMES).for_each(|n| told.rename(1, n.to_string()));
+    let mut ended = span(1, 1);
+    ended.name = RENAMES.to_string().into();
+    told.lone.dispatch.end(&mut Some(ended));
+    let next = std::iter::from_fn(|| told.lone.dispatch.next_told(trace));
+    let stages: Vec<Stage> = next.map(|event| event.stage).collect();
+    assert!(stages.len() < RENAMES / 2, "{} wait", stages.len());
+    let Some(Stage::Close(close)) = stages.last() else {
+        panic!("it has closed");
+    };
+    assert_eq!(close.name.as_deref(), Some("3000"));
 }
