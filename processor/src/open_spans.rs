@@ -48,6 +48,8 @@ pub(crate) struct OpenSpans {
     events: u64,
     /// How many of the list are [`Event::Due`].
     due: usize,
+    /// Whether a rename is in the queue of the request.
+    pub(crate) rename_waits: bool,
     /// When somebody is going to look whether one is old enough.
     pub(crate) look: Option<Instant>,
     /// Whether somebody did.
@@ -157,6 +159,11 @@ impl OpenSpans {
         self.due > 0
     }
 
+    /// Whether there is something to tell that does not wait for the local root.
+    pub(crate) fn has_news(&self) -> bool {
+        self.has_due() || self.rename_waits
+    }
+
     /// Whether one may become due.
     #[cfg(any(test, target_family = "wasm"))]
     pub(crate) fn has_young(&self) -> bool {
@@ -190,5 +197,19 @@ impl OpenSpans {
             }
         }
         next
+    }
+}
+
+#[cfg(test)]
+impl OpenSpans {
+    /// How far each is, in the order in which they opened.
+    pub(crate) fn events(&self) -> impl Iterator<Item = (SpanId, Event)> + '_ {
+        let list = self.list.iter();
+        list.map(|open| (open.span.span_context.span_id(), open.event))
+    }
+
+    /// How many are due, as far as it has counted.
+    pub(crate) fn due(&self) -> usize {
+        self.due
     }
 }

@@ -245,6 +245,13 @@ impl Registry {
         }
     }
 
+    /// The live request that a span is known to be of, without marking it as used.
+    #[cfg(test)]
+    pub(crate) fn owner(&self, trace: TraceId, span: SpanId) -> Option<RequestId> {
+        let root = self.traces.peek(&trace)?.requests.root_of(span)?;
+        Some(RequestId { trace, root })
+    }
+
     /// The live requests of a trace.
     pub(crate) fn roots(&self, trace: TraceId) -> Vec<RequestId> {
         match self.traces.peek(&trace) {

@@ -209,18 +209,23 @@ impl Request {
 
     /// What follows for a queue: if it is full it leaves, if it may, and otherwise there is a plan.
     pub(crate) fn next(&mut self, signal: Signal, terms: Terms) -> Next {
-        let root_ended = self.root_ended;
-        let Some(queue) = self.queue_mut(signal) else {
-            return Next::Nothing;
-        };
-        if queue.leaves_full(terms) {
-            let items = queue.take();
-            return Next::Leave(self.context.clone(), items);
+        if let Some((context, items)) = self.take_full(signal, terms) {
+            return Next::Leave(context, items);
         }
-        match queue.replan(terms, root_ended) {
+        match self.plan(signal, terms) {
             Some(change) => Next::Plan(change),
             None => Next::Nothing,
         }
+    }
+
+    /// Takes a queue if it is full and may leave.
+    pub(crate) fn take_full(&mut self, signal: Signal, terms: Terms) -> Option<(Context, Items)> {
+        let queue = self.queue_mut(signal)?;
+        if queue.len() < terms.max_batch_size || !queue.may_leave(terms.allowance) {
+            return None;
+        }
+        let items = queue.take();
+        Some((self.context.clone(), items))
     }
 
     /// A plan for a queue, full or not.
@@ -239,17 +244,11 @@ impl Request {
             .for_each(|queue| queue.exports = queue.exports.min(left));
     }
 
-    /// Takes a queue if it is full and may leave by that.
-    pub(crate) fn take_full(&mut self, signal: Signal, terms: Terms) -> Option<(Context, Items)> {
-        let queue = self.queue_mut(signal)?;
-        let items = queue.leaves_full(terms).then(|| queue.take())?;
-        Some((self.context.clone(), items))
-    }
-
     /// Takes a queue, to be exported while the request lives on. None if it is empty.
     pub(crate) fn take_batch(&mut self, signal: Signal) -> Option<(Context, Items)> {
-        let queue = self.queue_mut(signal).filter(|queue| !queue.is_empty())?;
-        let items = queue.take();
+        let queue = self.queue_mut(signal)?;
+        // One with nothing but open events that could not leave is empty, too, and no longer due.
+        let items = queue.take_if_any()?;
         Some((self.context.clone(), items))
     }
 
@@ -308,10 +307,6 @@ impl Queue {
         (from != to).then_some(Change { from, to })
     }
 
-    fn leaves_full(&self, terms: Terms) -> bool {
-        self.len() >= terms.max_batch_size && self.may_leave(terms.allowance)
-    }
-
     /// Whether the queue, if it is full, may leave now.
     fn may_leave(&self, allowance: Allowance) -> bool {
         let concurrent = allowance.concurrent;
@@ -326,11 +321,23 @@ impl Queue {
     fn take(&mut self) -> Items {
         self.exporting += 1;
         self.exports = self.exports.saturating_add(1);
+        self.end_plan();
+        self.items.take()
+    }
+
+    fn take_if_any(&mut self) -> Option<Items> {
+        if self.is_empty() {
+            self.end_plan();
+            return None;
+        }
+        Some(self.take())
+    }
+
+    /// What comes from now on needs a plan of its own.
+    fn end_plan(&mut self) {
         if self.schedule == Schedule::Due {
-            // What ends from now on needs a plan of its own.
             self.schedule = Schedule::Idle;
         }
-        self.items.take()
     }
 }
 

@@ -174,8 +174,8 @@ impl Opened {
             self.told.tell(LifecycleEvent::of(span, Some(place), close));
         }
         if let Some(open) = &open {
-            let was_last_due = open.event == Event::Due && !open_spans.has_due();
-            if let Some(form) = self.form.as_ref().filter(|_| was_last_due) {
+            let was_last = open.event == Event::Due && !open_spans.has_news();
+            if let Some(form) = self.form.as_ref().filter(|_| was_last) {
                 request.set_open_due(form.signal(), false);
             }
             self.forget(open);
@@ -337,6 +337,7 @@ impl Dispatch {
         let lane = &mut self.lanes[Signal::Logs];
         if let Some(item) = item.filter(|_| lane.refuses().is_none()) {
             opened.stats.renamed += 1;
+            open_spans.rename_waits = true;
             lane.push(item, request);
             request.set_open_due(Signal::Logs, true);
             let terms = self.terms_of(id);
@@ -493,6 +494,7 @@ impl Dispatch {
             };
         }
         let more = open_spans.has_due();
+        open_spans.rename_waits = false;
         request.open_spans = Some(open_spans);
         request.set_open_due(id.signal, more);
         for reason in refused {
@@ -625,5 +627,27 @@ impl Lane {
             #[cfg(feature = "logs")]
             OpenEvent::Log(log) => request.push(log, self.usual_batch),
         }
+    }
+}
+
+/// For the model.
+#[cfg(test)]
+impl Dispatch {
+    /// How many open spans are remembered, as far as it has counted.
+    pub(super) fn remembered(&self) -> u64 {
+        self.opened.remembered
+    }
+
+    /// Which requests the driver is to look at, and when.
+    pub(super) fn planned_looks(&self) -> Vec<(Instant, RequestId)> {
+        match &self.opened.looks {
+            Looks::Timed { at, .. } => at.iter().copied().collect(),
+            Looks::ByRequest { .. } => Vec::new(),
+        }
+    }
+
+    /// Of how many traces somebody is telling the observer.
+    pub(super) fn waits_to_be_told(&self) -> usize {
+        self.opened.told.waiting.len()
     }
 }

@@ -4,6 +4,7 @@
 mod logs;
 #[cfg(feature = "metric-reader")]
 mod metrics;
+mod open_events;
 
 use super::*;
 use crate::config::FlushTrigger;

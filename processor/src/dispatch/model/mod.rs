@@ -39,6 +39,7 @@
     allow(dead_code)
 )]
 mod action;
+mod open;
 mod pair;
 #[cfg_attr(
     not(all(feature = "logs", feature = "metric-reader")),
