@@ -24,8 +24,8 @@ pub const MAX_OPEN_ATTRIBUTES: usize = 32;
 /// - The events of one trace come one at a time, and those of one request in the order of their
 ///   [`sequence`](InRequest::sequence), without a gap. Events of different traces come at the same time, from different
 ///   threads.
-/// - None of the processor's locks is held. It may start and end spans. What it does of the same trace is told after it has
-///   returned, never inside of it; what it does of another one is told at once, so on its own thread and inside of it.
+/// - None of the processor's locks is held. It may start and end spans: what comes of that is told after it has returned, never
+///   inside of it.
 /// - A panic in it is caught and warned about, and the next event comes nevertheless.
 ///
 /// A span that never ends closes with [`Close::unfinished`] when the processor is shut down, if its request is still known. If
@@ -37,7 +37,8 @@ pub const MAX_OPEN_ATTRIBUTES: usize = 32;
 ///
 /// It is called on the thread where the span starts or ends, so what it takes is time of the request's: hand the event to
 /// somebody else if there is much to do. While a span closes, OpenTelemetry holds the lock of that very span, so an observer that
-/// sets something on it, or ends it, waits for ever. Logging is fine.
+/// sets something on it, or ends it, waits for ever. Logging is fine. One that starts a span for each event that it sees has no
+/// end, and while it blocks in one trace, all that happens in that trace waits for it in memory.
 ///
 /// ```
 /// # use opentelemetry_sdk::trace::InMemorySpanExporter;

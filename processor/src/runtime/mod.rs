@@ -12,6 +12,7 @@ pub(crate) use threads::{OwnRuntime, Shared};
 #[cfg(target_family = "wasm")]
 pub(crate) use workers::{OwnRuntime, Shared};
 
+use std::cell::Cell;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -19,6 +20,8 @@ use opentelemetry::trace::TraceId;
 
 use crate::observer::{LifecycleEvent, SpanObserver};
 use crate::sync::Arc;
+#[cfg(not(target_family = "wasm"))]
+use crate::sync::thread_local;
 
 /// Drops what runs code of the exporter's or of the user's when it is dropped. Never under the lock. A panic in there is told
 /// by the panic hook, and not passed on (R14).
@@ -29,7 +32,19 @@ fn drop_quietly<T>(value: T) {
 /// Who is told of spans that open, are renamed and close.
 struct Observer(Arc<dyn SpanObserver>);
 
+thread_local! {
+    /// The observer that is called on this thread, by its address.
+    static CALLED: Cell<Option<usize>> = const { Cell::new(None) };
+}
+
 impl Observer {
+    /// Whether it is called on this thread, so that what happens now is to be told when it has returned. No thread that is torn
+    /// down tells of anything.
+    fn is_called_here(&self) -> bool {
+        let called = CALLED.try_with(Cell::get);
+        called.is_ok_and(|called| called == Some(self.address()))
+    }
+
     /// Tells of these, and of what comes after each, which `next` takes under the lock. Never under the lock itself. Returns how
     /// often it panicked.
     fn tell(
@@ -42,13 +57,19 @@ impl Observer {
             let trace = event.trace_id;
             let mut event = Some(event);
             while let Some(told) = event {
+                let before = CALLED.try_with(|called| called.replace(Some(self.address())));
                 if catch_unwind(AssertUnwindSafe(|| self.0.on_event(&told))).is_err() {
                     panics += 1;
                 }
+                let _ = CALLED.try_with(|called| called.set(before.ok().flatten()));
                 event = next(trace);
             }
         }
         panics
+    }
+
+    fn address(&self) -> usize {
+        Arc::as_ptr(&self.0).cast::<()>() as usize
     }
 }
 

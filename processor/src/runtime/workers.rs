@@ -306,7 +306,7 @@ impl Shared {
             state.dispatch.wants_metrics() && (state.timer.is_none() || reach.others > 0);
         let over: Vec<Signal> = state.closing().collect();
         let looks = state.dispatch.take_looks();
-        let told = state.dispatch.take_told();
+        let told = self.take_told(&mut state);
         let notices = state.take_notices();
         drop(state);
 
@@ -331,14 +331,28 @@ impl Shared {
         self.tell(told);
     }
 
-    /// Tells the observer of these events, and of those that come to their traces meanwhile.
-    fn tell(self: &Arc<Self>, events: Vec<LifecycleEvent>) {
+    /// What is to be told now. Nothing inside of the observer: whoever called it tells that when it has returned.
+    fn take_told(&self, state: &mut State) -> Vec<LifecycleEvent> {
+        match &self.observer {
+            Some(observer) if !observer.is_called_here() => state.dispatch.take_told(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Tells the observer of these events, and of those that come to their traces meanwhile, or that it causes itself.
+    fn tell(self: &Arc<Self>, mut events: Vec<LifecycleEvent>) {
         let Some(observer) = &self.observer else {
             return;
         };
-        let panics = observer.tell(events, |trace| self.state.lock().dispatch.next_told(trace));
-        if panics > 0 {
-            self.note(Kind::ObserverPanicked, panics, Example::None);
+        while !events.is_empty() {
+            let panics = observer.tell(events, |trace| self.state.lock().dispatch.next_told(trace));
+            let mut state = self.state.lock();
+            if panics > 0 {
+                let notices = &mut state.dispatch.notices;
+                notices.note(Kind::ObserverPanicked, panics, Example::None);
+            }
+            // What is noted is said when something happens next.
+            events = self.take_told(&mut state);
         }
     }
 

@@ -337,7 +337,7 @@ impl Shared {
         let wake = state.dispatch.must_wake();
         let left = state.dispatch.has_left_overs().then(|| {
             let contexts = state.dispatch.take_contexts();
-            (contexts, state.dispatch.take_told())
+            (contexts, self.take_told(&mut state))
         });
         drop(state);
         if wake {
@@ -349,14 +349,30 @@ impl Shared {
         }
     }
 
-    /// Tells the observer of these events, and of those that come to their traces meanwhile.
-    fn tell(&self, events: Vec<LifecycleEvent>) {
+    /// What is for this thread to tell. Nothing inside of the observer: whoever called it tells that when it has returned.
+    fn take_told(&self, state: &mut State) -> Vec<LifecycleEvent> {
+        match &self.observer {
+            Some(observer) if !observer.is_called_here() => state.dispatch.take_told(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Tells the observer of these events, and of those that come to their traces meanwhile, or that it causes itself.
+    fn tell(&self, mut events: Vec<LifecycleEvent>) {
         let Some(observer) = &self.observer else {
             return;
         };
-        let panics = observer.tell(events, |trace| self.state.lock().dispatch.next_told(trace));
-        if panics > 0 {
-            self.note(Kind::ObserverPanicked, panics, Example::None);
+        while !events.is_empty() {
+            let panics = observer.tell(events, |trace| self.state.lock().dispatch.next_told(trace));
+            let mut state = self.state.lock();
+            if panics > 0 {
+                let notices = &mut state.dispatch.notices;
+                notices.note(Kind::ObserverPanicked, panics, Example::None);
+            }
+            if state.dispatch.must_wake() {
+                self.driver.notify_one();
+            }
+            events = self.take_told(&mut state);
         }
     }
 
