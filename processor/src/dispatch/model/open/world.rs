@@ -171,6 +171,7 @@ impl World {
                 self.wake_up();
                 self.dispatch.tick(queues);
                 self.dispatch.take_batches_made();
+                self.dispatch.notices.take(self.now, false);
             }
             Action::EndPauses => {
                 for (id, _) in self.dispatch.take_paced() {
@@ -185,11 +186,13 @@ impl World {
         }
         // Whoever did it releases the lock.
         self.observer.take_told(&mut self.dispatch);
-        if self.dispatch.must_wake() {
-            self.nap = None;
-        }
         self.take_looks();
         self.forget_what_is_gone();
+        let has_news = self.has_news();
+        if self.dispatch.must_wake() {
+            self.check_wake(has_news)?;
+            self.nap = None;
+        }
         drop(self.dispatch.take_contexts());
         drop(self.dispatch.take_garbage());
         self.check(&before)
@@ -415,10 +418,15 @@ impl World {
     }
 
     fn sleep(&mut self) {
-        if self.case.platform == Platform::Native && !self.dispatch.has_news() {
+        if self.case.platform == Platform::Native && !self.has_news() {
             self.dispatch.asleep = true;
             self.nap = self.dispatch.plan_nap(self.now);
         }
+    }
+
+    /// Whether there is something for the driver that is not about open spans.
+    fn has_news(&self) -> bool {
+        self.dispatch.has_news() || self.dispatch.notices.has_news()
     }
 
     fn wake_up(&mut self) {
