@@ -7,6 +7,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use opentelemetry::trace::{SpanId, Status, TraceFlags, TraceId};
 use opentelemetry::{Context, KeyValue};
 use opentelemetry_sdk::trace::SpanData;
+use proptest::prelude::*;
 
 use super::super::{Check, Platform};
 use super::action::{Action, Pick, Start};
@@ -186,7 +187,7 @@ impl World {
         }
         // Whoever did it releases the lock.
         self.observer.take_told(&mut self.dispatch);
-        self.take_looks();
+        self.take_looks()?;
         self.forget_what_is_gone();
         let has_news = self.has_news();
         if self.dispatch.must_wake() {
@@ -495,7 +496,7 @@ impl World {
     }
 
     /// In a Worker, who releases the lock starts the tasks that are wanted, if there is an event that they could belong to.
-    fn take_looks(&mut self) {
+    fn take_looks(&mut self) -> Check {
         for of in self.dispatch.take_looks() {
             if !self.keeps_alive {
                 self.dispatch.give_up_look(of);
@@ -504,10 +505,18 @@ impl World {
             }
             self.given_up.remove(&of);
             let wait = self.dispatch.first_look(of);
+            // What is open when a request first waits is told of at once, unless there is an age for it.
+            let first = self.case.min_age.is_none() && !self.looked.contains(&of);
+            let expected = match first {
+                true => Duration::ZERO,
+                false => self.case.min_age(),
+            };
+            prop_assert_eq!(wait, expected, "how long {:?} waits", of);
             if let Some(at) = self.now.checked_add(wait) {
                 self.tasks.push(Task { of, at });
             }
         }
+        Ok(())
     }
 
     // ----- exports -----
