@@ -136,8 +136,9 @@ fn start() -> impl Strategy<Value = Start> {
 }
 
 fn of_time() -> impl Strategy<Value = Action> {
+    let millis = prop_oneof![6 => 0..40u64, 1 => Just(300)];
     prop_oneof![
-        4 => (0..40u64).prop_map(|millis| Action::Pass { millis }),
+        4 => millis.prop_map(|millis| Action::Pass { millis }),
         4 => Just(Action::Look),
         1 => Just(Action::LookWhetherWanted),
         1 => prop::bool::weighted(0.8).prop_map(Action::KeepAlive),

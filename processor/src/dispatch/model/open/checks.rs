@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use super::super::{Check, Platform};
 use super::action::{ALL, Action};
 use super::wire::{self, Said, State};
-use super::world::{Credentials, Serial, Span, World, most_in_a_batch};
+use super::world::{Credentials, Remembered, Serial, Span, World, most_in_a_batch};
 use crate::clock::Instant;
 use crate::config::OpenEvents;
 use crate::observer::{Close, LifecycleEvent, Open, Stage};
@@ -277,6 +277,18 @@ impl World {
             let wakes = self.nap.is_some_and(|nap| nap <= at);
             prop_assert!(wakes, "the driver sleeps past span {}", open.span);
         }
+        Ok(())
+    }
+
+    /// The driver is woken for something that is new, or for a span that may not wait until it wakes up by itself.
+    pub(super) fn check_wake(&self, has_news: bool) -> Check {
+        let is_early = |open: &Remembered| {
+            let at = open.old_at(self.case.min_age());
+            let is_young = open.leaves && !self.spans[open.span].is_due;
+            is_young && at.is_some_and(|at| self.nap.is_none_or(|nap| at < nap))
+        };
+        let has_reason = has_news || self.remembered.iter().any(is_early);
+        prop_assert!(has_reason, "the driver is woken for nothing");
         Ok(())
     }
 

@@ -10,7 +10,7 @@
 //! - exactly those spans are remembered that are open in a live request, up to the bound, and what is counted of them is what
 //!   can be counted; what is dropped is dropped for a reason;
 //! - somebody is going to look at each request with a span that is not old enough, and never too late: the driver sleeps no
-//!   longer than such a span may wait. Nobody is going to look at a request that is gone;
+//!   longer than such a span may wait, and is not woken for less. Nobody is going to look at a request that is gone;
 //! - at the shutdown each span that is remembered is told of once more, once in each way, or that is dropped and counted;
 //! - no number ever falls, and the law holds (R12);
 //! - no two events of a trace are with the observer at once.

@@ -7,6 +7,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use opentelemetry::trace::{SpanId, Status, TraceFlags, TraceId};
 use opentelemetry::{Context, KeyValue};
 use opentelemetry_sdk::trace::SpanData;
+use proptest::prelude::*;
 
 use super::super::{Check, Platform};
 use super::action::{Action, Pick, Start};
@@ -171,6 +172,7 @@ impl World {
                 self.wake_up();
                 self.dispatch.tick(queues);
                 self.dispatch.take_batches_made();
+                self.dispatch.notices.take(self.now, false);
             }
             Action::EndPauses => {
                 for (id, _) in self.dispatch.take_paced() {
@@ -185,11 +187,13 @@ impl World {
         }
         // Whoever did it releases the lock.
         self.observer.take_told(&mut self.dispatch);
+        self.take_looks()?;
+        self.forget_what_is_gone();
+        let has_news = self.has_news();
         if self.dispatch.must_wake() {
+            self.check_wake(has_news)?;
             self.nap = None;
         }
-        self.take_looks();
-        self.forget_what_is_gone();
         drop(self.dispatch.take_contexts());
         drop(self.dispatch.take_garbage());
         self.check(&before)
@@ -415,10 +419,15 @@ impl World {
     }
 
     fn sleep(&mut self) {
-        if self.case.platform == Platform::Native && !self.dispatch.has_news() {
+        if self.case.platform == Platform::Native && !self.has_news() {
             self.dispatch.asleep = true;
             self.nap = self.dispatch.plan_nap(self.now);
         }
+    }
+
+    /// Whether there is something for the driver that is not about open spans.
+    fn has_news(&self) -> bool {
+        self.dispatch.has_news() || self.dispatch.notices.has_news()
     }
 
     fn wake_up(&mut self) {
@@ -487,7 +496,7 @@ impl World {
     }
 
     /// In a Worker, who releases the lock starts the tasks that are wanted, if there is an event that they could belong to.
-    fn take_looks(&mut self) {
+    fn take_looks(&mut self) -> Check {
         for of in self.dispatch.take_looks() {
             if !self.keeps_alive {
                 self.dispatch.give_up_look(of);
@@ -496,10 +505,18 @@ impl World {
             }
             self.given_up.remove(&of);
             let wait = self.dispatch.first_look(of);
+            // What is open when a request first waits is told of at once, unless there is an age for it.
+            let first = self.case.min_age.is_none() && !self.looked.contains(&of);
+            let expected = match first {
+                true => Duration::ZERO,
+                false => self.case.min_age(),
+            };
+            prop_assert_eq!(wait, expected, "how long {:?} waits", of);
             if let Some(at) = self.now.checked_add(wait) {
                 self.tasks.push(Task { of, at });
             }
         }
+        Ok(())
     }
 
     // ----- exports -----

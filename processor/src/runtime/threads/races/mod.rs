@@ -18,6 +18,7 @@
 #[cfg(races = "loom")]
 mod exhaustive;
 mod exporter;
+mod open_spans;
 #[cfg(races = "shuttle")]
 mod shell;
 
@@ -35,11 +36,13 @@ use opentelemetry_sdk::metrics::{SdkMeterProvider, Temporality};
 
 use super::{OwnRuntime, Shared, driver};
 use crate::clock::Instant;
-use crate::config::Config;
+use crate::config::{Config, OpenEvents};
 use crate::dispatch::collections::Pace;
 use crate::dispatch::{Dispatch, Emitted, Scope};
 use crate::error::FlushError;
 use crate::export::{OfLogs, OfMetrics, OfSpans};
+use crate::observer::SpanObserver;
+use crate::open_spans::Opening;
 use crate::reader::{Collector as Instruments, PerRequestMetricReader};
 use crate::request::RequestId;
 use crate::signal::{PerSignal, Signal, Signals};
@@ -49,6 +52,7 @@ use crate::sync::{Arc, Condvar, Mutex, Weak, thread};
 use crate::testing::{log, span, span_with_flags};
 
 use exporter::{Collector, Manner, Scripted};
+use open_spans::Ear;
 
 /// Three switches at bad moments are what it takes for each known kind of lost wake-up or double account, and four take
 /// ten times as long.
@@ -140,6 +144,10 @@ struct Model {
     ended: Quiet<Vec<u64>>,
     /// The spans in which a record was emitted, when that has returned.
     emitted: Quiet<Vec<u64>>,
+    /// Whether anybody is to be told of open spans.
+    tells: bool,
+    /// Who is told, if it listens.
+    ear: Arc<Ear>,
     /// What metrics come from.
     meters: Quiet<Option<SdkMeterProvider>>,
 }
@@ -154,7 +162,15 @@ impl Model {
     /// The processor without its driver, with so few workers that loom has room for all threads.
     #[cfg(races = "loom")]
     fn undriven(config: &Config, manner: Manner, max_workers: usize) -> Arc<Self> {
-        let model = Self::new(config, manner);
+        let model = Self::new(config, manner, false);
+        model.shared.state.lock().pool.max_workers = max_workers;
+        model
+    }
+
+    /// The same, with an observer.
+    #[cfg(races = "loom")]
+    fn observed(config: &Config, manner: Manner, max_workers: usize) -> Arc<Self> {
+        let model = Self::new(config, manner, true);
         model.shared.state.lock().pool.max_workers = max_workers;
         model
     }
@@ -162,27 +178,44 @@ impl Model {
     /// The whole processor.
     #[cfg(races = "shuttle")]
     fn driven(config: &Config, manner: Manner) -> Arc<Self> {
-        let model = Self::new(config, manner);
+        let model = Self::new(config, manner, false);
         driver::spawn_driver(&model.shared).expect("the checker has room for a thread");
         model
     }
 
-    fn new(config: &Config, manner: Manner) -> Arc<Self> {
+    /// The same, with an observer.
+    #[cfg(races = "shuttle")]
+    fn observed_and_driven(config: &Config, manner: Manner) -> Arc<Self> {
+        let model = Self::new(config, manner, true);
+        driver::spawn_driver(&model.shared).expect("the checker has room for a thread");
+        model
+    }
+
+    fn new(config: &Config, manner: Manner, is_observed: bool) -> Arc<Self> {
         let collectors = PerSignal::new(|_| Arc::new(Collector::default()));
         let collector = collectors[Signal::Spans].clone();
         let exporter = Arc::new(OfSpans(Scripted::new(&collector, manner)));
         let (fallback, tenant) = context(FALLBACK, Weak::new());
-        let dispatch = Dispatch::new(config, fallback, false);
+        let mut dispatch = Dispatch::new(config, fallback, false);
+        let ear = Arc::new(Ear::default());
+        let observer = is_observed.then(|| ear.clone() as Arc<dyn SpanObserver>);
+        if is_observed {
+            dispatch.observe_spans();
+        }
         let Ok(runtime) = OwnRuntime::new() else {
             unreachable!("there is none to start");
         };
+        let shared = Shared::new(config, dispatch, exporter, runtime, false, observer);
+        ear.listen_to(&shared);
         Arc::new(Self {
-            shared: Shared::new(config, dispatch, exporter, runtime, false, None),
+            shared,
             collector,
             collectors,
             tenants: Quiet::new(vec![tenant]),
             ended: Quiet::default(),
             emitted: Quiet::default(),
+            tells: is_observed || config.open_events() != OpenEvents::Off,
+            ear,
             meters: Quiet::default(),
         })
     }
@@ -246,13 +279,28 @@ impl Model {
         let root = SpanId::from(span_id(request, 0));
         let trace = TraceId::from(trace(request));
         self.shared
-            .start_root(RequestId { trace, root }, context, None);
+            .start_root(RequestId { trace, root }, context, self.opening(request, 0));
     }
 
     fn start_child(&self, request: u64, child: u64) {
         let id = |index| SpanId::from(span_id(request, index));
         let trace = TraceId::from(trace(request));
-        self.shared.start_child(trace, id(0), id(child), None);
+        let opening = self.opening(request, child);
+        self.shared.start_child(trace, id(0), id(child), opening);
+    }
+
+    /// What is remembered of a span that starts.
+    fn opening(&self, request: u64, index: u64) -> Option<Opening> {
+        let id = span_id(request, index);
+        let opening = || Opening::new(span(trace(request), id), Instant::now());
+        self.tells.then(opening)
+    }
+
+    fn rename(&self, request: u64, index: u64, name: &'static str) {
+        let id = SpanId::from(span_id(request, index));
+        let trace = TraceId::from(trace(request));
+        self.shared.rename(trace, id, name.into());
+        self.stats();
     }
 
     /// Lets go of a child that is no span: of a hold.
@@ -263,8 +311,15 @@ impl Model {
     }
 
     fn end(&self, request: u64, index: u64) {
+        self.end_as(request, index, "test");
+    }
+
+    /// A span ends that has got this name.
+    fn end_as(&self, request: u64, index: u64, name: &'static str) {
         let id = span_id(request, index);
-        self.shared.end(span(trace(request), id));
+        let mut span = span(trace(request), id);
+        span.name = name.into();
+        self.shared.end(span);
         quiet(&self.ended).push(id);
         self.stats();
     }
