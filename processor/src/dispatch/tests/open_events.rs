@@ -108,6 +108,26 @@ fn rename_waits_for_no_root_also_if_another_span_ends() {
     assert_eq!(told.lone.export(), [1]);
 }
 
+/// Scenario: with the trigger `LocalRootEnd`, a span is told of, and then another one ends; or it is due, but ends while an export
+/// is under way.
+/// Guarantees: when there is nothing to tell any more, what has ended waits for the root, as ever (R4).
+#[test]
+fn what_has_ended_waits_for_the_root_once_there_is_nothing_to_tell() {
+    let config = told(OpenEvents::PendingSpans).with_flush_trigger(FlushTrigger::LocalRootEnd);
+    let mut told = Told::of(Dispatch::new(&config, Context::new(), true));
+    told.lone.dispatch.look_at_open_spans(told.now);
+    let under_way = told.lone.next_batch().expect("the root is told of");
+    let child = told.open_a_child();
+    told.lone.dispatch.look_at_open_spans(told.now);
+    told.lone.end(child);
+    told.lone.dispatch.complete(under_way.id, Outcome::Exported);
+    assert_eq!(told.lone.export(), []);
+    told.lone.end_a_child();
+    assert_eq!(told.lone.export(), []);
+    told.lone.end(1);
+    assert_eq!(told.lone.export(), [3]);
+}
+
 /// Scenario: an observer takes so long for one event that very many renames come meanwhile, and then the span ends.
 /// Guarantees: not all of them wait, and the last name comes with the close.
 #[test]
