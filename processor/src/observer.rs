@@ -33,6 +33,9 @@ pub const MAX_OPEN_ATTRIBUTES: usize = 32;
 /// after the shutdown, not at all. Neither does then one of which nothing is remembered, because as many were open when it
 /// started as [`max_pending_spans`](crate::Config::with_max_pending_spans) allows.
 ///
+/// At most [`max_pending_spans`](crate::Config::with_max_pending_spans) open spans are remembered. One beyond that closes when it
+/// ends, with its name and all its attributes; and if that is after the shutdown, not at all.
+///
 /// # What it should not do
 ///
 /// It is called on the thread where the span starts or ends, so what it takes is time of the request's: hand the event to

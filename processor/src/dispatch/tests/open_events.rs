@@ -40,7 +40,6 @@ impl Told {
     }
 
     /// Returns the sizes of the batches that leave then.
-    #[cfg(feature = "logs")]
     fn look(&mut self) -> Vec<usize> {
         self.lone.dispatch.look_at_open_spans(self.now);
         self.lone.export()
@@ -106,6 +105,30 @@ fn rename_waits_for_no_root_also_if_another_span_ends() {
     told.lone.end(child);
     told.lone.dispatch.complete(under_way.id, Outcome::Exported);
     assert_eq!(told.lone.export(), [1]);
+}
+
+/// Scenario: with the trigger `LocalRootEnd`, a span is told of, and then another one ends; or it is due, but ends while an export
+/// is under way.
+/// Guarantees: when there is nothing to tell any more, what has ended waits for the root, as ever (R4).
+#[test]
+fn what_has_ended_waits_for_the_root_once_there_is_nothing_to_tell() {
+    let config = told(OpenEvents::PendingSpans).with_flush_trigger(FlushTrigger::LocalRootEnd);
+    let mut told = Told::of(Dispatch::new(&config, Context::new(), true));
+    assert_eq!(told.look(), [1], "the root is told of");
+    told.lone.end_a_child();
+    assert_eq!(told.lone.export(), []);
+
+    told.open_a_child();
+    told.lone.dispatch.look_at_open_spans(told.now);
+    let under_way = told.lone.next_batch().expect("it is told of");
+    assert_eq!(under_way.items.len(), 2, "what has ended goes with it");
+    let child = told.open_a_child();
+    told.lone.dispatch.look_at_open_spans(told.now);
+    told.lone.end(child);
+    told.lone.dispatch.complete(under_way.id, Outcome::Exported);
+    assert_eq!(told.lone.export(), []);
+    told.lone.end(1);
+    assert_eq!(told.lone.export(), [2]);
 }
 
 /// Scenario: an observer takes so long for one event that very many renames come meanwhile, and then the span ends.

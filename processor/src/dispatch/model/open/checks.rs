@@ -14,7 +14,7 @@ use crate::clock::Instant;
 use crate::config::OpenEvents;
 use crate::observer::{Close, LifecycleEvent, Open, Stage};
 use crate::open_spans::Event;
-use crate::request::RequestId;
+use crate::request::{Request, RequestId, Schedule};
 use crate::signal::Signal;
 use crate::stats::{DropReason, Stats};
 
@@ -148,11 +148,16 @@ impl World {
         for (at, open) in self.remembered.iter().enumerate() {
             requests.entry(open.request).or_default().push(at);
         }
+        let signal = self.form_signal();
         for (id, expected) in requests {
             let request = self.dispatch.registry.get(id);
+            let schedule = |r: &Request| Some(r.queue(signal?)?.schedule);
+            let plan = request.as_deref().and_then(schedule);
             let Some(open_spans) = request.and_then(|r| r.open_spans.as_deref()) else {
                 return Err(TestCaseError::fail("nothing is remembered of a request"));
             };
+            let is_planned = plan.is_some_and(|plan| plan != Schedule::Idle);
+            prop_assert!(!open_spans.has_due() || is_planned, "nothing is planned");
             let events: Vec<(SpanId, Event)> = open_spans.events().collect();
             prop_assert_eq!(events.len(), expected.len());
             let due = events.iter().filter(|(_, e)| *e == Event::Due).count();
