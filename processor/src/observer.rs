@@ -167,7 +167,8 @@ pub struct Close {
 pub enum Unfinished {
     /// The processor was shut down (`shutdown`).
     Shutdown,
-    /// In Cloudflare Workers, its instance died of a panic (`panic`).
+    /// In Cloudflare Workers, its instance died of a panic (`panic`). The collector is told, by the panic rescue; an observer is
+    /// told nothing while an instance dies.
     Panic,
 }
 

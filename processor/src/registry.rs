@@ -293,6 +293,21 @@ impl Registry {
         all
     }
 
+    /// Turns the order of traces around: the latest is the least recently used one, but for this one.
+    #[cfg(any(test, target_family = "wasm"))]
+    pub(crate) fn make_latest_first(&mut self, first: Option<TraceId>) {
+        let mut oldest_first = Vec::with_capacity(self.traces.len());
+        while let Some(trace) = self.traces.pop_lru() {
+            oldest_first.push(trace);
+        }
+        for (trace, entry) in oldest_first.into_iter().rev() {
+            self.traces.put(trace, entry);
+        }
+        if let Some(first) = first {
+            self.traces.demote(&first);
+        }
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.traces.len()
     }

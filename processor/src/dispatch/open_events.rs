@@ -40,8 +40,10 @@ pub(super) struct Opened {
     remembered: u64,
     stats: OpenEventStats,
     told: Told,
-    /// Why spans will not end, from now on.
+    /// Why spans will not end that are open when spans are closed.
     end: Unfinished,
+    /// Of how many requests that is told, at most.
+    max_buried: usize,
     has_complained: bool,
 }
 
@@ -98,6 +100,7 @@ impl Opened {
             stats: OpenEventStats::default(),
             told: Told::default(),
             end: Unfinished::Shutdown,
+            max_buried: usize::MAX,
             has_complained: false,
         }
     }
@@ -538,10 +541,15 @@ impl Dispatch {
     fn bury(&mut self, id: RequestId, request: &mut Request, mut open_spans: OpenSpans) {
         let now = opentelemetry::time::now();
         let why = self.opened.end;
-        for open in open_spans.take_all() {
+        let all = open_spans.take_all();
+        all.iter().for_each(|open| self.opened.forget(open));
+        self.opened.stats.unfinished += all.len() as u64;
+        let Some(left) = self.opened.max_buried.checked_sub(1) else {
+            return;
+        };
+        self.opened.max_buried = left;
+        for open in all {
             let opened = &mut self.opened;
-            opened.forget(&open);
-            opened.stats.unfinished += 1;
             let place = open_spans.next(id.root);
             if opened.is_observed {
                 let close = Stage::Close(Close::of_unfinished(why, now));
@@ -585,10 +593,13 @@ impl Dispatch {
         }
     }
 
-    /// What is open from now on when spans are closed is so for this reason.
+    /// What is open when spans are closed is so because the instance dies. That is told of so many requests: each of them is an
+    /// export of the event that the instance dies in. Those of its own trace come first, then the latest.
     #[cfg(any(test, target_family = "wasm"))]
-    pub(crate) fn will_end_by(&mut self, why: Unfinished) {
-        self.opened.end = why;
+    pub(crate) fn will_die(&mut self, own: Option<TraceId>, max_requests: usize) {
+        self.opened.end = Unfinished::Panic;
+        self.opened.max_buried = max_requests;
+        self.registry.make_latest_first(own);
     }
 
     // ----- to the observer -----

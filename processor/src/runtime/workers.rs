@@ -31,7 +31,7 @@ use crate::dispatch::{Batch, Dispatch, Flush, Losses, Outcome, Scope};
 use crate::error::{ConfigError, Deadlock, FlushError};
 use crate::export::{AnyExporter, Retired};
 use crate::notices::{Example, Kind, Notice};
-use crate::observer::{LifecycleEvent, SpanObserver, Unfinished};
+use crate::observer::{LifecycleEvent, SpanObserver};
 use crate::open_spans::OpenSpan;
 #[cfg(feature = "metric-reader")]
 use crate::reader::{Collector, TOO_MANY};
@@ -753,7 +753,14 @@ impl Shared {
     /// Spans that end in `last_words` are among it.
     ///
     /// Each export is polled once, which is enough for an exporter that calls `fetch` in its first poll.
-    pub(crate) fn rescue(&self, last_words: impl FnOnce()) {
+    ///
+    /// Of spans that are open, and remembered, it is told of at most so many requests, those of the trace that panicked first.
+    pub(crate) fn rescue(
+        &self,
+        own: Option<TraceId>,
+        max_requests: usize,
+        last_words: impl FnOnce(),
+    ) {
         match self.state.try_lock() {
             // A second panic, or one in a place that was believed not to panic.
             None => return,
@@ -762,7 +769,7 @@ impl Shared {
         }
         last_words();
         let mut state = self.state.lock();
-        state.dispatch.will_end_by(Unfinished::Panic);
+        state.dispatch.will_die(own, max_requests);
         // Metrics stay where they are: to collect them runs code of the user's.
         Signal::ALL
             .into_iter()

@@ -10,6 +10,11 @@ use crate::sync::Arc;
 pub(super) fn install(shared: &Arc<Shared>) -> Option<OpenRoots> {
     use std::panic::{set_hook, take_hook};
 
+    use opentelemetry::Context;
+    use opentelemetry::trace::TraceContextExt as _;
+
+    use super::root::REPORTED_ROOTS;
+
     let open_roots = OpenRoots::new();
     let (shared, open) = (shared.clone(), open_roots.clone());
     let first = take_hook();
@@ -18,7 +23,9 @@ pub(super) fn install(shared: &Arc<Shared>) -> Option<OpenRoots> {
         first(info);
         super::timer::stop_all();
         let last_words = || open.end_all(&info.to_string(), |id| shared.is_live(id));
-        shared.rescue(last_words);
+        let own = Context::map_current(|cx| cx.span().span_context().trace_id());
+        // Its own, and those whose roots it ends.
+        shared.rescue(Some(own), 1 + REPORTED_ROOTS, last_words);
     }));
     Some(open_roots)
 }

@@ -19,7 +19,7 @@ use crate::sync::{Arc, Mutex};
 const REMEMBERED_ROOTS: usize = 1024;
 
 /// How many of them a panic hook ends, the latest first: each is a request of the one that panicked.
-const REPORTED_ROOTS: usize = 32;
+pub(super) const REPORTED_ROOTS: usize = 32;
 
 /// What a root span is to be.
 pub(super) struct Opening {

@@ -156,3 +156,24 @@ fn observer_that_is_far_behind_hears_the_last_name_from_the_close() {
     };
     assert_eq!(close.name.as_deref(), Some("3000"));
 }
+
+/// Scenario: an instance dies with five requests open, of which three may be told of.
+/// Guarantees: they are that of the trace that panicked, and then the latest; all are counted, and none is remembered.
+#[test]
+fn instance_that_dies_tells_of_its_own_request_first_and_of_the_latest() {
+    let config = told(OpenEvents::PendingSpans).with_max_traces(10);
+    let mut dispatch = Dispatch::for_workers(&config, Context::new(), true);
+    let now = Instant::now();
+    for trace in 1..=5 {
+        dispatch.start_root(root_of(trace), Context::new());
+        dispatch.open(OpenSpan::starting(span(trace, 1), now));
+    }
+    dispatch.will_die(Some(TraceId::from(2)), 3);
+    dispatch.close(Signal::Spans);
+    let batches = std::iter::from_fn(|| dispatch.next_batch(None));
+    let told: Vec<_> = batches.map(|batch| batch.items.traces()).collect();
+    assert_eq!(told, [2, 5, 4].map(|trace| vec![TraceId::from(trace)]));
+    let stats = dispatch.stats();
+    assert_eq!(stats.open_events.unfinished, 5);
+    assert!(stats.is_balanced(), "{stats:?}");
+}

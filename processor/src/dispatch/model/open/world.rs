@@ -574,7 +574,7 @@ impl World {
     fn close(&mut self, signal: Signal, by_panic: bool) {
         let is_first = self.closed.insert(signal as usize);
         if by_panic && self.case.platform == Platform::Workers {
-            self.dispatch.will_end_by(Unfinished::Panic);
+            self.dispatch.will_die(None, usize::MAX);
             self.end = Unfinished::Panic;
         }
         self.dispatch.close(signal);
