@@ -84,7 +84,7 @@ fn config(case: Case) -> Config {
 }
 
 /// How many sequences are tried on each platform, unless `PROPTEST_CASES` says otherwise.
-const SEQUENCES: u32 = 2_500;
+const SEQUENCES: u32 = 5_000;
 
 fn settings() -> ProptestConfig {
     match std::env::var_os("PROPTEST_CASES") {
