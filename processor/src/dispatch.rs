@@ -13,7 +13,7 @@ use opentelemetry::trace::{SpanId, TraceId};
 use opentelemetry_sdk::trace::SpanData;
 
 use crate::clock::Instant;
-use crate::config::Config;
+use crate::config::{Config, FlushTrigger};
 use crate::hash::IdHash;
 use crate::notices::{Example, Kind, Notices};
 use crate::open_spans::OpenSpan;
@@ -718,13 +718,19 @@ impl Dispatch {
     }
 
     fn take_due(&mut self, id: QueueId) {
-        let request = self.request(id.request);
-        let queue = request.and_then(|request| request.queue_mut(id.signal));
+        let waits_for_root = self.terms.trigger == FlushTrigger::LocalRootEnd;
+        let Some(request) = self.request(id.request) else {
+            return;
+        };
+        let waits_for_root = waits_for_root && !request.root_ended;
+        let queue = request.queue_mut(id.signal);
         let Some(queue) = queue.filter(|queue| queue.schedule == Schedule::Due) else {
             return;
         };
         queue.schedule = Schedule::Idle;
-        match queue.exporting > 0 && id.request.trace != TraceId::INVALID {
+        let waits_for_export = queue.exporting > 0 && id.request.trace != TraceId::INVALID;
+        // What was to be told of open spans may not be needed any more.
+        match waits_for_export || (waits_for_root && !queue.open_due) {
             true => self.schedule(id),
             false => self.take_queue(id),
         }

@@ -131,6 +131,22 @@ fn what_has_ended_waits_for_the_root_once_there_is_nothing_to_tell() {
     assert_eq!(told.lone.export(), [2]);
 }
 
+/// Scenario: with the trigger `LocalRootEnd`, a span has ended, and another one that is to be told of ends before the next tick.
+/// Guarantees: what has ended waits for the root, as there is nothing to tell (R4).
+#[test]
+fn what_has_ended_waits_for_the_root_if_the_last_news_ends_before_a_tick() {
+    let config = told(OpenEvents::PendingSpans).with_flush_trigger(FlushTrigger::LocalRootEnd);
+    let mut told = Told::of(Dispatch::new(&config, Context::new(), true));
+    assert_eq!(told.look(), [1], "the root is told of");
+    told.lone.end_a_child();
+    let child = told.open_a_child();
+    told.lone.dispatch.look_at_open_spans(told.now);
+    told.lone.end(child);
+    assert_eq!(told.lone.export(), []);
+    told.lone.end(1);
+    assert_eq!(told.lone.export(), [3]);
+}
+
 /// Scenario: an observer takes so long for one event that very many renames come meanwhile, and then the span ends.
 /// Guarantees: not all of them wait, and the last name comes with the close.
 #[test]
