@@ -617,8 +617,7 @@ impl Dispatch {
         match next {
             Next::Leave(context, items) => {
                 self.enqueue(context, items, Origin::Request(id.request));
-                // There may be open events, which are not in the queue before it leaves by plan.
-                self.schedule(id);
+                self.follow_with_open_events(id);
             }
             Next::Plan(change) => self.apply(id, change),
             Next::Nothing => {}
@@ -656,8 +655,19 @@ impl Dispatch {
             self.enqueue(context, items, Origin::Request(id.request));
         }
         if more {
-            self.schedule(id);
+            self.follow_with_open_events(id);
         }
+    }
+
+    /// A full batch has left, which had no room for open events. They leave behind it, if they may: they would never do in a
+    /// request that has full batches all the time.
+    fn follow_with_open_events(&mut self, id: QueueId) {
+        let allowance = self.terms.allowance;
+        let queue = self.request(id.request).and_then(|r| r.queue(id.signal));
+        if queue.is_some_and(|queue| queue.open_due && queue.may_leave(allowance)) {
+            return self.take_queue(id);
+        }
+        self.schedule(id);
     }
 
     /// Makes batches of all queues of live requests.

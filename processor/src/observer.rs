@@ -8,7 +8,7 @@ use std::fmt;
 use std::time::SystemTime;
 
 use opentelemetry::KeyValue;
-use opentelemetry::trace::{SpanId, SpanKind, Status, TraceId};
+use opentelemetry::trace::{Event, Link, SpanId, SpanKind, Status, TraceId};
 use opentelemetry_sdk::trace::SpanData;
 
 /// Of how many attributes an open span is remembered with, at most, and is told of when it opens.
@@ -28,20 +28,21 @@ pub const MAX_OPEN_ATTRIBUTES: usize = 32;
 ///   inside of it.
 /// - A panic in it is caught and warned about, and the next event comes nevertheless.
 ///
-/// A span that never ends closes with [`Close::unfinished`] when the processor is shut down, if its request is still known. If
-/// its request was evicted, or was never known, it closes when it ends, with no [`LifecycleEvent::request`]; and if that is
-/// after the shutdown, not at all. Neither does then one of which nothing is remembered, because as many were open when it
-/// started as [`max_pending_spans`](crate::Config::with_max_pending_spans) allows.
-///
-/// At most [`max_pending_spans`](crate::Config::with_max_pending_spans) open spans are remembered. One beyond that closes when it
-/// ends, with its name and all its attributes; and if that is after the shutdown, not at all.
+/// A span that never ends closes with [`Close::unfinished`] when the processor is shut down, if its request is still known and
+/// it is remembered: as many as [`max_pending_spans`](crate::Config::with_max_pending_spans) allows are. If its request was
+/// evicted, or was never known, it closes when it ends, with no [`LifecycleEvent::request`]; and if that is after the shutdown,
+/// not at all. When all signals are shut down, the observer is dropped.
 ///
 /// # What it should not do
 ///
-/// It is called on the thread where the span starts or ends, so what it takes is time of the request's: hand the event to
-/// somebody else if there is much to do. While a span closes, OpenTelemetry holds the lock of that very span, so an observer that
-/// sets something on it, or ends it, waits for ever. Logging is fine. One that starts a span for each event that it sees has no
-/// end, and while it blocks in one trace, all that happens in that trace waits for it in memory.
+/// It is called on the thread where a span starts or ends, or where the processor is shut down, so what it takes is their time:
+/// hand the event to somebody else if there is much to do. A thread that is telling of a trace already also tells what comes
+/// from others meanwhile, so what is current there has nothing to do with the event. While a span ends, OpenTelemetry holds the
+/// lock of that very span, so an observer that sets something on a span, or ends one, may wait for ever. Logging is fine.
+///
+/// One that starts a span for each event that it sees has no end. While it blocks in one trace, what happens in that trace waits
+/// for it in memory, and so may what the same thread had to tell of others. In Cloudflare Workers a panic in it takes the
+/// instance down, as any other does.
 ///
 /// ```
 /// # use opentelemetry_sdk::trace::InMemorySpanExporter;
@@ -135,6 +136,8 @@ pub struct Open {
     pub attributes: Vec<KeyValue>,
     /// How many more it has.
     pub dropped_attributes_count: u32,
+    /// The spans that it is linked to.
+    pub links: Vec<Link>,
 }
 
 /// The new name of a span.
@@ -155,8 +158,13 @@ pub struct Close {
     pub status: Status,
     /// Its name, if that is not the one that was told last, or where nothing was remembered of it.
     pub name: Option<Cow<'static, str>>,
-    /// The attributes that were set since it opened, or all, where nothing was remembered of it.
+    /// The attributes that were not told when it opened: those that were set since, and those beyond
+    /// [`MAX_OPEN_ATTRIBUTES`]. All, where nothing was remembered of it.
     pub attributes: Vec<KeyValue>,
+    /// The events that were added since it opened.
+    pub events: Vec<Event>,
+    /// The links that were added since it opened.
+    pub links: Vec<Link>,
     /// Why it will not end, or not that anybody could see.
     pub unfinished: Option<Unfinished>,
 }
@@ -196,6 +204,8 @@ impl Close {
             status: Status::Unset,
             name: None,
             attributes: Vec::new(),
+            events: Vec::new(),
+            links: Vec::new(),
             unfinished: Some(why),
         }
     }

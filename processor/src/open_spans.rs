@@ -21,8 +21,6 @@ pub(crate) struct OpenSpan {
     pub(crate) sequence: u64,
     pub(crate) event: Event,
     since: Instant,
-    /// How many attributes it had when it started.
-    attributes: usize,
 }
 
 /// How far its open event is on its way to the collector.
@@ -42,10 +40,12 @@ pub(crate) enum Event {
 /// Those of a request. See the module.
 #[derive(Debug, Default)]
 pub(crate) struct OpenSpans {
-    #[expect(clippy::vec_box, reason = "they are boxed already")]
-    list: Vec<Box<OpenSpan>>,
+    /// In the order in which they opened, by id: a request may have very many.
+    list: Vec<(SpanId, Box<OpenSpan>)>,
     /// How many events there were.
     events: u64,
+    /// How many of the list are [`Event::Young`].
+    young: usize,
     /// How many of the list are [`Event::Due`].
     due: usize,
     /// Whether a rename is in the queue of the request.
@@ -59,15 +59,14 @@ pub(crate) struct OpenSpans {
 impl OpenSpan {
     /// A span that starts.
     pub(crate) fn starting(span: SpanData, at: Instant) -> Box<Self> {
-        let attributes = span.attributes.len();
+        let more = span.attributes.len().saturating_sub(MAX_OPEN_ATTRIBUTES);
         let mut open = Box::new(Self {
             span,
             sequence: 0,
             event: Event::Never,
             since: at,
-            attributes,
         });
-        if let Some(more) = attributes.checked_sub(MAX_OPEN_ATTRIBUTES) {
+        if more > 0 {
             let more = u32::try_from(more).unwrap_or(u32::MAX);
             let span = &mut open.span;
             span.attributes.truncate(MAX_OPEN_ATTRIBUTES);
@@ -96,6 +95,7 @@ impl OpenSpan {
             start_time: span.start_time,
             attributes: span.attributes.clone(),
             dropped_attributes_count: span.dropped_attributes_count,
+            links: span.links.links.clone(),
         }
     }
 
@@ -103,15 +103,23 @@ impl OpenSpan {
         self.since.checked_add(min_age)
     }
 
+    /// Whether it has opened after this.
+    pub(crate) fn is_younger_than(&self, moment: Instant) -> bool {
+        self.since > moment
+    }
+
     /// What is to be told of a span that has ended, beyond what was told when it opened.
     pub(crate) fn close(of: Option<&Self>, span: &SpanData) -> Close {
-        let told = of.map_or(0, |open| open.attributes.min(span.attributes.len()));
+        let told =
+            |count: fn(&SpanData) -> usize| of.map_or(0, |open| count(&open.span).min(count(span)));
         let renamed = of.is_none_or(|open| open.span.name != span.name);
         Close {
             end_time: span.end_time,
             status: span.status.clone(),
             name: renamed.then(|| span.name.clone()),
-            attributes: span.attributes[told..].to_vec(),
+            attributes: span.attributes[told(|span| span.attributes.len())..].to_vec(),
+            events: span.events.events[told(|span| span.events.events.len())..].to_vec(),
+            links: span.links.links[told(|span| span.links.links.len())..].to_vec(),
             unfinished: None,
         }
     }
@@ -129,28 +137,30 @@ impl OpenSpans {
     }
 
     pub(crate) fn add(&mut self, open: Box<OpenSpan>) {
-        self.list.push(open);
+        self.young += usize::from(open.event == Event::Young);
+        self.list.push((open.id(), open));
     }
 
     pub(crate) fn get_mut(&mut self, id: SpanId) -> Option<&mut OpenSpan> {
         // From the back: it is likely one of the latest.
         let mut list = self.list.iter_mut().rev();
-        list.find(|open| open.id() == id).map(Box::as_mut)
+        list.find(|(known, _)| *known == id)
+            .map(|(_, open)| open.as_mut())
     }
 
     /// Takes out a span that ends.
     pub(crate) fn remove(&mut self, id: SpanId) -> Option<Box<OpenSpan>> {
-        let at = self.list.iter().rposition(|open| open.id() == id)?;
+        let at = self.list.iter().rposition(|(known, _)| *known == id)?;
         // The others stay in the order in which they opened. It is nearly always the last one.
-        let open = self.list.remove(at);
+        let (_, open) = self.list.remove(at);
+        self.young -= usize::from(open.event == Event::Young);
         self.due -= usize::from(open.event == Event::Due);
         Some(open)
     }
 
     /// Takes all, in the order in which they opened.
-    #[expect(clippy::vec_box, reason = "they are boxed already")]
-    pub(crate) fn take_all(&mut self) -> Vec<Box<OpenSpan>> {
-        self.due = 0;
+    pub(crate) fn take_all(&mut self) -> Vec<(SpanId, Box<OpenSpan>)> {
+        (self.young, self.due) = (0, 0);
         std::mem::take(&mut self.list)
     }
 
@@ -167,28 +177,30 @@ impl OpenSpans {
     /// Whether one may become due.
     #[cfg(any(test, target_family = "wasm"))]
     pub(crate) fn has_young(&self) -> bool {
-        self.list.iter().any(|open| open.event == Event::Young)
+        self.young > 0
     }
 
-    /// The next one that leaves, in the order in which they opened. It is for the caller to say what became of it.
-    pub(crate) fn take_due(&mut self) -> Option<&mut OpenSpan> {
-        let mut list = self.list.iter_mut();
-        let due = list.find(|open| open.event == Event::Due)?;
-        self.due -= 1;
-        Some(due.as_mut())
+    /// So many of those that leave, in the order in which they opened. It is for `leave` to say what becomes of each.
+    pub(crate) fn take_due(&mut self, max: usize, leave: impl FnMut(&mut OpenSpan)) {
+        // Those that were told of are older, and there may be very many.
+        let list = self.list.iter_mut().rev().map(|(_, open)| open.as_mut());
+        let due = list.filter(|open| open.event == Event::Due).take(self.due);
+        let mut due: Vec<_> = due.collect();
+        let leaving = due.len().min(max);
+        self.due -= leaving;
+        due.drain(due.len() - leaving..).rev().for_each(leave);
     }
 
     /// Those that are so old are due. Returns when the next one will be.
     pub(crate) fn make_due(&mut self, min_age: Duration, now: Instant) -> Option<Instant> {
         let mut next: Option<Instant> = None;
-        for open in self
-            .list
-            .iter_mut()
-            .filter(|open| open.event == Event::Young)
-        {
+        let list = self.list.iter_mut().rev().map(|(_, open)| open);
+        let young = list.filter(|open| open.event == Event::Young);
+        for open in young.take(self.young) {
             match open.old_at(min_age) {
                 Some(at) if at <= now => {
                     open.event = Event::Due;
+                    self.young -= 1;
                     self.due += 1;
                 }
                 Some(at) => next = Some(next.map_or(at, |next| next.min(at))),
@@ -205,7 +217,7 @@ impl OpenSpans {
     /// How far each is, in the order in which they opened.
     pub(crate) fn events(&self) -> impl Iterator<Item = (SpanId, Event)> + '_ {
         let list = self.list.iter();
-        list.map(|open| (open.span.span_context.span_id(), open.event))
+        list.map(|(id, open)| (*id, open.event))
     }
 
     /// How many are due, as far as it has counted.

@@ -18,7 +18,7 @@ static LISTENERS: RwLock<Vec<Weak<Shared>>> = RwLock::new(Vec::new());
 /// This processor wants to know, for as long as it exists.
 pub(crate) fn listen(shared: &Arc<Shared>) {
     let mut listeners = LISTENERS.write().unwrap_or_else(PoisonError::into_inner);
-    listeners.retain(|listener| listener.upgrade().is_some());
+    listeners.retain(|listener| listener.strong_count() > 0);
     listeners.push(Arc::downgrade(shared));
     ANY.store(true, Ordering::Release);
 }

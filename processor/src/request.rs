@@ -308,7 +308,7 @@ impl Queue {
     }
 
     /// Whether the queue, if it is full, may leave now.
-    fn may_leave(&self, allowance: Allowance) -> bool {
+    pub(crate) fn may_leave(&self, allowance: Allowance) -> bool {
         let concurrent = allowance.concurrent;
         let slot = concurrent == 0 || self.exporting < concurrent;
         slot && self.may_spend(allowance)

@@ -228,18 +228,22 @@ fn open_events_are_counted_by_what_became_of_them() {
             .with_reader(PeriodicReader::builder(exporter.clone()).build())
             .build();
         let config = Config::default()
-            .with_max_pending_spans(2)
+            .with_max_pending_spans(4)
             .with_open_events(form)
-            .with_open_event_min_age(Duration::from_millis(50));
+            .with_open_event_min_age(Duration::from_millis(20));
         let world = World::built(config, Recorder::new(), |builder| {
             builder.with_meter_provider(&meters)
         });
         world.request("elided", &tenant(1));
-        let open = ["sent", "sent", "dropped"].map(|name| world.start(name, &tenant(1)));
-        let sent = if form == OpenEvents::Off { 0 } else { 2 };
-        wait_until("two are told of", || {
-            world.stats().open_events.sent == sent && world.stats().pending() == 0
-        });
+        let mut open = Vec::new();
+        for sent in 1..=4 {
+            open.push(world.start("sent", &tenant(1)));
+            let sent = if form == OpenEvents::Off { 0 } else { sent };
+            wait_until("it is told of", || {
+                world.stats().open_events.sent == sent && world.stats().pending() == 0
+            });
+        }
+        open.push(world.start("dropped", &tenant(1)));
         meters.force_flush().unwrap();
         open.iter().for_each(|cx| world.end(cx));
         let points = points(&exporter.get_finished_metrics().unwrap(), SPANS).into_iter();
@@ -248,7 +252,7 @@ fn open_events_are_counted_by_what_became_of_them() {
             .map(|((_, attributes), value)| (attributes[0].1.clone(), value))
             .collect::<BTreeMap<_, _>>()
     };
-    let results = [("sent", 2), ("elided", 1), ("dropped", 1)];
+    let results = [("sent", 4), ("elided", 1), ("dropped", 1)];
     let expected = results.map(|(result, count)| (result.to_owned(), count));
     assert_eq!(told(OpenEvents::PendingSpans), BTreeMap::from(expected));
     assert_eq!(told(OpenEvents::Off), BTreeMap::new());

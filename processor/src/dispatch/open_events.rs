@@ -22,6 +22,9 @@ use crate::stats::{DropReason, OpenEventStats};
 /// How many events of one trace may wait for an observer before renames are left to the close.
 const MAX_WAITING: usize = 1024;
 
+/// How much later than planned a look at a request may come, in a Worker, before it is taken for one that will not come.
+const LOOK_GRACE: Duration = Duration::from_secs(1);
+
 /// Below this age the driver does not stay awake for spans that might open.
 const SHORTEST_NAP: Duration = Duration::from_millis(20);
 
@@ -156,6 +159,15 @@ impl Opened {
         matches!(self.looks, Looks::Timed { is_early: true, .. })
     }
 
+    /// Whether nobody is going to look at these. In a Worker, who was to may have gone with its event.
+    fn needs_look(&self, open_spans: &OpenSpans, latest: &OpenSpan) -> bool {
+        let (Looks::ByRequest { .. }, Some(look)) = (&self.looks, open_spans.look) else {
+            return open_spans.look.is_none();
+        };
+        let given_up = look.checked_add(LOOK_GRACE);
+        given_up.is_some_and(|given_up| latest.is_younger_than(given_up))
+    }
+
     fn cancel_look(&mut self, id: RequestId, planned: Option<Instant>) {
         if let (Looks::Timed { at, .. }, Some(planned)) = (&mut self.looks, planned) {
             at.remove(&(planned, id));
@@ -267,7 +279,7 @@ impl Dispatch {
         if is_sent {
             open.event = Event::Young;
             opened.stats.pending += 1;
-            if open_spans.look.is_none() {
+            if opened.needs_look(open_spans, &open) {
                 open_spans.look = open.old_at(opened.min_age);
                 if let Some(at) = open_spans.look {
                     opened.plan_look(id, at);
@@ -352,11 +364,14 @@ impl Dispatch {
 
     // ----- when they are old enough -----
 
-    /// Makes those leave that are old enough by now. The driver calls it.
-    pub(crate) fn look_at_open_spans(&mut self, now: Instant) {
-        while let Looks::Timed { at, .. } = &mut self.opened.looks {
+    /// Makes those leave that are old enough by now, of so many requests. Returns whether there are more. The driver calls it.
+    pub(crate) fn look_at_open_spans(&mut self, now: Instant, limit: usize) -> bool {
+        for _ in 0..limit {
+            let Looks::Timed { at, .. } = &mut self.opened.looks else {
+                return false;
+            };
             let Some((_, id)) = at.first().filter(|(at, _)| *at <= now).copied() else {
-                return;
+                return false;
             };
             at.pop_first();
             let min_age = self.opened.min_age;
@@ -364,6 +379,7 @@ impl Dispatch {
                 self.opened.plan_look(id, next);
             }
         }
+        true
     }
 
     /// Those of a request that are so old leave with its next batch. Returns when the next one will be.
@@ -476,26 +492,23 @@ impl Dispatch {
             return false;
         };
         let lane = &mut self.lanes[id.signal];
-        let room = |request: &Request| {
-            let queue = request.queue(id.signal);
-            queue.is_some_and(|queue| queue.len() < self.terms.max_batch_size)
-        };
+        let queued = request.queue(id.signal).map_or(0, |queue| queue.len());
+        let room = self.terms.max_batch_size.saturating_sub(queued);
         let mut refused = Vec::new();
-        while let Some(open) = room(request).then(|| open_spans.take_due()).flatten() {
+        open_spans.take_due(room, |open| {
+            stats.pending -= 1;
             open.event = match lane.refuses() {
                 None => {
                     lane.push(form.open(open), request);
-                    stats.pending -= 1;
                     stats.sent += 1;
                     Event::Sent
                 }
                 Some(reason) => {
-                    stats.pending -= 1;
                     refused.push(reason);
                     Event::Dropped
                 }
             };
-        }
+        });
         let more = open_spans.has_due();
         open_spans.rename_waits = false;
         request.open_spans = Some(open_spans);
@@ -518,7 +531,7 @@ impl Dispatch {
         if self.is_closed(Signal::Spans) {
             return self.bury(id, request, *open_spans);
         }
-        for open in open_spans.take_all() {
+        for (_, open) in open_spans.take_all() {
             self.opened.remembered -= 1;
             let Some(form) = &self.opened.form else {
                 continue;
@@ -542,13 +555,16 @@ impl Dispatch {
         let now = opentelemetry::time::now();
         let why = self.opened.end;
         let all = open_spans.take_all();
-        all.iter().for_each(|open| self.opened.forget(open));
+        all.iter().for_each(|(_, open)| self.opened.forget(open));
         self.opened.stats.unfinished += all.len() as u64;
+        if all.is_empty() {
+            return;
+        }
         let Some(left) = self.opened.max_buried.checked_sub(1) else {
             return;
         };
         self.opened.max_buried = left;
-        for open in all {
+        for (_, open) in all {
             let opened = &mut self.opened;
             let place = open_spans.next(id.root);
             if opened.is_observed {
@@ -621,9 +637,9 @@ impl Dispatch {
 }
 
 impl Lane {
-    /// Why this cannot be taken in, if it cannot.
+    /// Why an open event cannot be taken in, if it cannot. At least half of the room is for what it is about.
     fn refuses(&self) -> Option<DropReason> {
-        match self.has_room() {
+        match self.stats.pending() < self.max_pending.div_ceil(2) {
             _ if self.closed => Some(DropReason::AlreadyShutdown),
             false => Some(DropReason::QueueFull),
             true => None,

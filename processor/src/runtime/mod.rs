@@ -12,7 +12,7 @@ pub(crate) use threads::{OwnRuntime, Shared};
 #[cfg(target_family = "wasm")]
 pub(crate) use workers::{OwnRuntime, Shared};
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -30,19 +30,19 @@ fn drop_quietly<T>(value: T) {
 }
 
 /// Who is told of spans that open, are renamed and close.
+#[derive(Clone)]
 struct Observer(Arc<dyn SpanObserver>);
 
 thread_local! {
-    /// The observer that is called on this thread, by its address.
-    static CALLED: Cell<Option<usize>> = const { Cell::new(None) };
+    /// The observers that are called on this thread, by their addresses: one may make spans of a processor that has another.
+    static CALLED: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
 }
 
 impl Observer {
-    /// Whether it is called on this thread, so that what happens now is to be told when it has returned. No thread that is torn
-    /// down tells of anything.
+    /// Whether it is called on this thread, so that what happens now is to be told when it has returned.
     fn is_called_here(&self) -> bool {
-        let called = CALLED.try_with(Cell::get);
-        called.is_ok_and(|called| called == Some(self.address()))
+        let called = CALLED.try_with(|called| called.borrow().contains(&self.address()));
+        called.unwrap_or_default()
     }
 
     /// Tells of these, and of what comes after each, which `next` takes under the lock. Never under the lock itself. Returns how
@@ -52,19 +52,19 @@ impl Observer {
         first: Vec<LifecycleEvent>,
         next: impl Fn(TraceId) -> Option<LifecycleEvent>,
     ) -> u64 {
+        let _ = CALLED.try_with(|called| called.borrow_mut().push(self.address()));
         let mut panics = 0;
         for event in first {
             let trace = event.trace_id;
             let mut event = Some(event);
             while let Some(told) = event {
-                let before = CALLED.try_with(|called| called.replace(Some(self.address())));
                 if catch_unwind(AssertUnwindSafe(|| self.0.on_event(&told))).is_err() {
                     panics += 1;
                 }
-                let _ = CALLED.try_with(|called| called.set(before.ok().flatten()));
                 event = next(trace);
             }
         }
+        let _ = CALLED.try_with(|called| called.borrow_mut().pop());
         panics
     }
 

@@ -1,8 +1,10 @@
 //! Many open events leave together, never too many, and what does not fit is counted and warned about.
 
-use opentelemetry::Context;
+use opentelemetry::logs::{LogRecord as _, Logger as _, LoggerProvider as _};
 use opentelemetry::trace::{TraceContextExt as _, TraceId};
+use opentelemetry::{Context, InstrumentationScope};
 use opentelemetry_per_request::DropReason;
+use opentelemetry_sdk::logs::{LogProcessor as _, SdkLoggerProvider};
 
 use super::*;
 use crate::support::exporter::Scripted;
@@ -91,8 +93,8 @@ fn traces(spans: &[Context]) -> Vec<TraceId> {
 }
 
 /// Scenario: an exporter of log records that never answers, and many requests whose spans stay open.
-/// Guarantees: as many open events are pending as log records may be, all others are dropped with one warning, the account adds
-/// up, and every span arrives.
+/// Guarantees: half as many open events are pending as log records may be, all others are dropped with one warning, the account
+/// adds up, and every span arrives.
 #[test]
 fn exporter_of_records_that_never_answers_costs_a_constant_number_of_open_events_and_no_span() {
     const SPANS: usize = 300;
@@ -100,7 +102,7 @@ fn exporter_of_records_that_never_answers_costs_a_constant_number_of_open_events
     logs::listen();
     let gate = Gate::default();
     let open = OpenWorld::with_exporters(
-        config(OpenEvents::Logs, SOON_OLD).with_max_pending_logs(PENDING),
+        config(OpenEvents::Logs, SOON_OLD).with_max_pending_logs(2 * PENDING),
         Recorder::new(),
         LogRecorder::always(Act::Hang(gate.clone())),
         |builder| builder,
@@ -136,33 +138,80 @@ fn exporter_of_records_that_never_answers_costs_a_constant_number_of_open_events
 }
 
 /// Scenario: pending spans, and an exporter of spans that never answers.
-/// Guarantees: as many are pending as spans may be, what is beyond is dropped and counted, pending spans as open events and ended
-/// ones as spans.
+/// Guarantees: half as many are pending as spans may be, what is beyond is dropped and counted as open events, and the other half is
+/// there for spans that end.
 #[test]
-fn pending_spans_have_the_bound_of_spans() {
+fn pending_spans_leave_half_of_the_room_to_spans() {
     const PENDING: u64 = 4;
     let gate = Gate::default();
     let open = OpenWorld::built(
-        config(OpenEvents::PendingSpans, SOON_OLD).with_max_pending_spans(PENDING as usize),
+        config(OpenEvents::PendingSpans, SOON_OLD).with_max_pending_spans(2 * PENDING as usize),
         Recorder::always(Act::Hang(gate.clone())),
         |builder| builder,
     );
     let roots = [1, 2, 3].map(|n| open.world.start("request", &tenant(n)));
     open.wait_for_spans_told(3);
-    // The fourth one fills the bound, and there is no room for a fifth.
+    // There is room for a fourth one, and none for a fifth.
     let more = [4, 5].map(|n| open.world.start("request", &tenant(n)));
     wait_until("nothing waits", || open.account()[3] == 0);
     assert_eq!(open.account(), [PENDING, 0, 1, 0]);
     roots.iter().chain(&more).for_each(|cx| open.world.end(cx));
     let stats = open.world.stats();
-    assert_eq!(stats.pending(), PENDING);
-    assert_eq!(stats.dropped.by(DropReason::QueueFull), 5);
+    assert_eq!(stats.pending(), 2 * PENDING);
+    assert_eq!(stats.dropped.by(DropReason::QueueFull), 1);
     gate.open();
     open.world.flush().unwrap_err();
-    assert_eq!(open.world.stats().exported, PENDING);
+    assert_eq!(open.world.stats().exported, 2 * PENDING);
+}
+
+/// Scenario: a request logs so much that full batches of its records are under way all the time, and its root stays open.
+/// Guarantees: its open event leaves behind one of them, and does not wait until there is none.
+#[test]
+fn request_that_is_never_quiet_is_told_of() {
+    let gate = Gate::default();
+    let config = config(OpenEvents::Logs, SOON_OLD)
+        .with_max_batch_size(2)
+        .with_max_concurrent_exports(0);
+    let hang = gate.clone();
+    let open = OpenWorld::with_exporters(
+        config,
+        Recorder::new(),
+        // What tells of spans is taken, and an application's record is under way for ever.
+        LogRecorder::by(
+            move |logs| match logs.iter().any(|log| state(log) == "open") {
+                true => Act::Take,
+                false => Act::Hang(hang.clone()),
+            },
+        ),
+        |builder| builder,
+    );
+    let root = open.world.start("request", &tenant(1));
+    open.say_in(&root, "line");
+    open.say_in(&root, "line");
+    wait_until("a full batch is under way", || {
+        open.world.stats().logs.in_flight == 2
+    });
+    wait_until("it is old enough", || {
+        open.say_in(&root, "line");
+        open.opened().len() == 1
+    });
+    gate.open();
+    open.world.end(&root);
+    open.world.flush().unwrap();
 }
 
 impl OpenWorld {
+    /// A log record of the application's, in this span.
+    fn say_in(&self, cx: &Context, body: &'static str) {
+        let logger = SdkLoggerProvider::builder().build().logger("test");
+        let mut record = logger.create_log_record();
+        record.set_body(body.into());
+        let span = cx.span().span_context().clone();
+        record.set_trace_context(span.trace_id(), span.span_id(), None);
+        self.processor
+            .emit(&mut record, &InstrumentationScope::default());
+    }
+
     fn wait_for_spans_told(&self, count: usize) {
         wait_until("so many are told of", || self.opened().len() == count);
     }

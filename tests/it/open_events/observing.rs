@@ -461,10 +461,10 @@ impl opentelemetry_sdk::trace::ShouldSample for Unsampled {
 }
 
 /// Scenario: a span starts with more attributes than are remembered, and gets some later.
-/// Guarantees: it is told of with the first ones and how many more there are, to the observer and to the collector in both forms; the
-/// close has those that were set later; and the span is exported with all.
+/// Guarantees: it is told of with the first ones, to the observer, who hears how many more there are, and to the collector in both
+/// forms; the close has all others; and the span is exported with all.
 #[test]
-fn attributes_beyond_the_cap_are_counted_and_not_told() {
+fn attributes_beyond_the_cap_are_told_by_the_close() {
     assert_eq!(MAX_OPEN_ATTRIBUTES, 32);
     let numbered = |n: i64| KeyValue::new(format!("key.{n}"), n);
     for form in FORMS {
@@ -489,7 +489,8 @@ fn attributes_beyond_the_cap_are_counted_and_not_told() {
         let first: Vec<_> = (0..32).map(numbered).collect();
         assert_eq!(opened.attributes, first);
         assert_eq!(opened.dropped_attributes_count, 8);
-        assert_eq!(close.attributes, [numbered(40)]);
+        let others: Vec<_> = (32..=40).map(numbered).collect();
+        assert_eq!(close.attributes, others);
         let spans = open.world.exporter.spans();
         let mut real = spans.iter().filter(|(span, _)| !is_pending(span));
         let (real, _) = real.next().unwrap();
@@ -663,4 +664,52 @@ fn observers_of_two_processors_are_told_of_their_own_spans() {
         assert_eq!(watch.events().len(), 3);
         assert_eq!(watch.of(root).len(), 3);
     }
+}
+
+/// Scenario: two observers of two processors, each of which starts a root of the other's in its first events.
+/// Guarantees: neither is called inside of itself.
+#[test]
+fn observers_that_make_spans_of_each_other_are_not_called_inside_of_themselves() {
+    let pairs = [1, 2].map(|_| watched(Config::default()));
+    let deepest = Arc::new(AtomicUsize::new(0));
+    for (at, (_, watch)) in pairs.iter().enumerate() {
+        let tracer = pairs[1 - at].0.tracer.clone();
+        let (depth, left) = (AtomicUsize::new(0), AtomicUsize::new(5));
+        let deep = deepest.clone();
+        watch.set_inside(move |_| {
+            deep.fetch_max(depth.fetch_add(1, Ordering::SeqCst), Ordering::SeqCst);
+            let take = |left: usize| left.checked_sub(1);
+            if left
+                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, take)
+                .is_ok()
+            {
+                drop(tracer.start_with_context("of the other", &tenant(2)));
+            }
+            depth.fetch_sub(1, Ordering::SeqCst);
+        });
+    }
+    pairs[0].0.request("request", &tenant(1));
+    assert_eq!(deepest.load(Ordering::SeqCst), 0);
+    for (_, watch) in &pairs {
+        watch.check();
+    }
+    let told = pairs.iter().map(|(_, watch)| watch.events().len());
+    assert_eq!(told.sum::<usize>(), 2 * (1 + 10));
+}
+
+/// Scenario: a processor is shut down, and a handle to it stays.
+/// Guarantees: its observer is let go, and so is whatever that has.
+#[test]
+fn observer_is_let_go_after_the_shutdown() {
+    let (witness, alive) = crate::support::Witness::new();
+    let world = World::built(Config::default(), Recorder::new(), |builder| {
+        builder.with_span_observer(move |_: &LifecycleEvent| {
+            let _ = &witness;
+        })
+    });
+    world.request("request", &tenant(1));
+    assert!(alive.is_alive());
+    world.provider.shutdown().unwrap();
+    wait_until("it is let go", || !alive.is_alive());
+    assert_eq!(world.telemetry.stats().exported, 1);
 }

@@ -41,7 +41,7 @@ impl Told {
 
     /// Returns the sizes of the batches that leave then.
     fn look(&mut self) -> Vec<usize> {
-        self.lone.dispatch.look_at_open_spans(self.now);
+        self.lone.dispatch.look_at_open_spans(self.now, usize::MAX);
         self.lone.export()
     }
 
@@ -81,7 +81,7 @@ fn request_with_many_open_spans_is_sent_off_in_several_batches() {
 #[test]
 fn open_event_after_the_shutdown_of_log_records_is_dropped_when_it_is_due() {
     let mut told = Told::new(OpenEvents::Logs);
-    told.lone.dispatch.look_at_open_spans(told.now);
+    told.lone.dispatch.look_at_open_spans(told.now, usize::MAX);
     told.lone.dispatch.close(Signal::Logs);
     told.open_a_child();
     assert_eq!(told.look(), []);
@@ -97,11 +97,11 @@ fn open_event_after_the_shutdown_of_log_records_is_dropped_when_it_is_due() {
 fn rename_waits_for_no_root_also_if_another_span_ends() {
     let config = told(OpenEvents::Logs).with_flush_trigger(FlushTrigger::LocalRootEnd);
     let mut told = Told::of(Dispatch::new(&config, Context::new(), true));
-    told.lone.dispatch.look_at_open_spans(told.now);
+    told.lone.dispatch.look_at_open_spans(told.now, usize::MAX);
     let under_way = told.lone.next_batch().expect("the root is told of");
     told.rename(1, "renamed".to_owned());
     let child = told.open_a_child();
-    told.lone.dispatch.look_at_open_spans(told.now);
+    told.lone.dispatch.look_at_open_spans(told.now, usize::MAX);
     told.lone.end(child);
     told.lone.dispatch.complete(under_way.id, Outcome::Exported);
     assert_eq!(told.lone.export(), [1]);
@@ -119,11 +119,11 @@ fn what_has_ended_waits_for_the_root_once_there_is_nothing_to_tell() {
     assert_eq!(told.lone.export(), []);
 
     told.open_a_child();
-    told.lone.dispatch.look_at_open_spans(told.now);
+    told.lone.dispatch.look_at_open_spans(told.now, usize::MAX);
     let under_way = told.lone.next_batch().expect("it is told of");
     assert_eq!(under_way.items.len(), 2, "what has ended goes with it");
     let child = told.open_a_child();
-    told.lone.dispatch.look_at_open_spans(told.now);
+    told.lone.dispatch.look_at_open_spans(told.now, usize::MAX);
     told.lone.end(child);
     told.lone.dispatch.complete(under_way.id, Outcome::Exported);
     assert_eq!(told.lone.export(), []);
@@ -140,7 +140,7 @@ fn what_has_ended_waits_for_the_root_if_the_last_news_ends_before_a_tick() {
     assert_eq!(told.look(), [1], "the root is told of");
     told.lone.end_a_child();
     let child = told.open_a_child();
-    told.lone.dispatch.look_at_open_spans(told.now);
+    told.lone.dispatch.look_at_open_spans(told.now, usize::MAX);
     told.lone.end(child);
     assert_eq!(told.lone.export(), []);
     told.lone.end(1);

@@ -15,7 +15,7 @@ const TICK: Duration = Duration::from_millis(1);
 /// How often the driver looks after pending spans when nothing new comes.
 const LOOK_AFTER: Duration = Duration::from_millis(20);
 
-/// How many queues the driver takes before it lets others have the lock.
+/// How many queues the driver takes, or looks at, before it lets others have the lock.
 const QUEUES_PER_LOCK: usize = 64;
 
 /// How long an export that was taken back may take to be dropped, before it is accounted for without that.
@@ -55,7 +55,10 @@ impl Shared {
     fn tick(self: &Arc<Self>) -> Tick {
         let now = Instant::now();
         let mut state = self.state.lock();
-        state.dispatch.look_at_open_spans(now);
+        while state.dispatch.look_at_open_spans(now, QUEUES_PER_LOCK) {
+            drop(state);
+            state = self.state.lock();
+        }
         for _ in 0..=state.dispatch.due() / QUEUES_PER_LOCK {
             state.dispatch.tick(QUEUES_PER_LOCK);
             drop(state);

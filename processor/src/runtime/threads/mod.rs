@@ -71,7 +71,8 @@ pub(crate) struct Shared {
     runtime: OwnRuntime,
     /// Whether the exporters were made inside our own runtime, and so need no other.
     independent: bool,
-    observer: Option<Observer>,
+    /// Until the spans' exporter is let go.
+    observer: Mutex<Option<Observer>>,
     /// Goes up whenever an export wakes up or ends. A synchronous wait watches it (see `wait`).
     progress: AtomicU64,
 }
@@ -220,7 +221,7 @@ impl Shared {
             export_timeout: config.export_timeout(),
             runtime,
             independent,
-            observer: observer.map(Observer),
+            observer: Mutex::new(observer.map(Observer)),
             progress: AtomicU64::new(0),
         })
     }
@@ -333,7 +334,14 @@ impl Shared {
     }
 
     /// Releases the lock, wakes the driver if it sleeps while there is work, drops what is left over, and tells the observer.
-    fn unlock(&self, mut state: MutexGuard<'_, State>) {
+    fn unlock(&self, state: MutexGuard<'_, State>) {
+        if let Some(told) = self.unlock_untold(state) {
+            self.tell(told);
+        }
+    }
+
+    /// The same, and leaves it to the caller to tell the observer.
+    fn unlock_untold(&self, mut state: MutexGuard<'_, State>) -> Option<Vec<LifecycleEvent>> {
         let wake = state.dispatch.must_wake();
         let left = state.dispatch.has_left_overs().then(|| {
             let contexts = state.dispatch.take_contexts();
@@ -343,26 +351,25 @@ impl Shared {
         if wake {
             self.driver.notify_one();
         }
-        if let Some((contexts, told)) = left {
-            drop_quietly(contexts);
-            self.tell(told);
-        }
+        let (contexts, told) = left?;
+        drop_quietly(contexts);
+        Some(told)
     }
 
     /// What is for this thread to tell. Nothing inside of the observer: whoever called it tells that when it has returned.
     fn take_told(&self, state: &mut State) -> Vec<LifecycleEvent> {
-        match &self.observer {
-            Some(observer) if !observer.is_called_here() => state.dispatch.take_told(),
-            _ => Vec::new(),
+        match &*self.observer.lock() {
+            Some(observer) if observer.is_called_here() => Vec::new(),
+            _ => state.dispatch.take_told(),
         }
     }
 
     /// Tells the observer of these events, and of those that come to their traces meanwhile, or that it causes itself.
     fn tell(&self, mut events: Vec<LifecycleEvent>) {
-        let Some(observer) = &self.observer else {
-            return;
-        };
         while !events.is_empty() {
+            let Some(observer) = self.observer.lock().clone() else {
+                return;
+            };
             let panics = observer.tell(events, |trace| self.state.lock().dispatch.next_told(trace));
             let mut state = self.state.lock();
             if panics > 0 {
@@ -485,8 +492,10 @@ impl Shared {
         };
         // The driver watches the deadline, so it must look at it.
         self.wake_driver(&mut state);
-        self.unlock(state);
+        let told = self.unlock_untold(state);
         self.obey(summons);
+        // The exports of a shutdown do not wait for the observer.
+        self.tell(told.unwrap_or_default());
     }
 
     fn wake_driver(&self, state: &mut State) {
@@ -511,8 +520,10 @@ impl Shared {
         self.exporters.lock()[signal].clone()
     }
 
-    /// Lets go of the exporters and the runtime when all have done their work: handles may stay for long.
+    /// Lets go of the exporters, the observer and the runtime when all have done their work: handles may stay for long.
     fn retire(&self) {
+        let observer = self.observer.lock().take();
+        drop_quietly(observer);
         let retired = PerSignal::new(|_| Arc::new(Retired) as Arc<dyn AnyExporter>);
         let exporters = std::mem::replace(&mut *self.exporters.lock(), retired);
         drop_quietly(exporters);

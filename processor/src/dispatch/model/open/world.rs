@@ -291,6 +291,7 @@ impl World {
             start_time: UNIX_EPOCH,
             attributes: attributes[..told].to_vec(),
             dropped_attributes_count: (attributes.len() - told) as u32,
+            links: Vec::new(),
         });
         let sequence = self.expect(serial, request, open);
         let Some(request) = request else {
@@ -368,7 +369,9 @@ impl World {
             self.spans[of.span].was_remembered = false;
         }
         let span = &self.spans[serial];
-        let told = of.as_ref().map_or(0, |of| of.attributes);
+        let told = of
+            .as_ref()
+            .map_or(0, |of| of.attributes.min(MAX_OPEN_ATTRIBUTES));
         let renamed = of
             .as_ref()
             .is_none_or(|of| self.spans[of.span].told != span.name);
@@ -377,6 +380,8 @@ impl World {
             status: Status::Unset,
             name: renamed.then(|| span.name.clone()),
             attributes: span.attributes[told.min(span.attributes.len())..].to_vec(),
+            events: Vec::new(),
+            links: Vec::new(),
             unfinished: None,
         });
         if self.case.is_observed {
@@ -439,7 +444,7 @@ impl World {
         match self.case.platform {
             Platform::Native => {
                 self.wake_up();
-                self.dispatch.look_at_open_spans(self.now);
+                self.dispatch.look_at_open_spans(self.now, usize::MAX);
                 self.make_due(|_| true, self.case.min_age());
             }
             Platform::Workers => {
@@ -586,6 +591,8 @@ impl World {
             status: Status::Unset,
             name: None,
             attributes: Vec::new(),
+            events: Vec::new(),
+            links: Vec::new(),
             unfinished: Some(self.end),
         };
         for open in std::mem::take(&mut self.remembered) {
