@@ -115,14 +115,16 @@ fn span_cost_ns(threads: usize) -> Value {
     added(Kind::COMPARED, Kind::name, noop, |kind| {
         span_cost::measure(kind, threads, BURSTS)
     })
+    .into()
 }
 
 /// Added cost over the processor that does nothing, by what is told of open spans.
 fn open_events_ns() -> Value {
-    let noop = || open_events::measure(Told::Noop, OPEN_EVENT_BURSTS);
-    added(Told::COMPARED, Told::name, noop, |told| {
-        open_events::measure(told, OPEN_EVENT_BURSTS)
-    })
+    let measure = |told| open_events::measure(told, OPEN_EVENT_BURSTS);
+    let mut all = added(Told::QUICK, Told::name, || measure(Told::Noop), measure);
+    let open = added(Told::OPEN, Told::name, || measure(Told::OpenNoop), measure);
+    all.extend(open);
+    all.into()
 }
 
 /// The median over all runs of what each costs more than `noop` in the same run.
@@ -131,7 +133,7 @@ fn added<T: Copy, const N: usize>(
     name: fn(T) -> &'static str,
     noop: impl Fn() -> Cost,
     measure: impl Fn(T) -> Cost,
-) -> Value {
+) -> Map<String, Value> {
     let mut runs = compared.map(|what| (what, Vec::new()));
     for _ in 0..RUNS {
         let noop = noop();
@@ -156,8 +158,7 @@ fn added<T: Copy, const N: usize>(
                 json!({"caller": caller, "process": process}),
             )
         })
-        .collect::<Map<_, _>>()
-        .into()
+        .collect()
 }
 
 fn table<const N: usize>(keys: [usize; N], value: impl Fn(usize) -> Value) -> Value {

@@ -1,7 +1,9 @@
 //! What it costs to be able to tell of open spans: nothing is told, what would be is elided, all of it is sent.
 //!
-//! Requests come in paced bursts, as in [`span_cost`](crate::span_cost), and for the same reason. All spans of a burst are open
-//! at once, and end after a wait that is not counted: what is to be sent leaves meanwhile.
+//! Requests come in paced bursts, as in [`span_cost`](crate::span_cost), and for the same reason. They are the same requests, of which
+//! few spans are open at once and none for long, but for what is to be sent: there all spans of a burst are open at once, and end
+//! after a wait that is not counted, in which they are told of. That is another load, so it has a measurement of its own with
+//! nothing told.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,10 +21,12 @@ use opentelemetry_sdk::logs::{LogBatch, LogExporter};
 use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider, Span, SpanData, SpanProcessor};
 
 use crate::percentile;
-use crate::span_cost::{Cost, CountingExporter, NoopProcessor, SPANS, attributes};
+use crate::span_cost::{
+    Cost, CountingExporter, NoopProcessor, PACE, REQUESTS, SPANS, attributes, request,
+};
 
-/// Requests in a burst. Their spans are open at once.
-pub const REQUESTS: usize = 20;
+/// Requests in a burst whose spans are open at once.
+pub const OPEN_REQUESTS: usize = 20;
 /// How long the spans of a burst are open.
 const OPEN: Duration = Duration::from_millis(10);
 
@@ -38,13 +42,19 @@ pub enum Told {
     Off,
     /// Each span ends before it is old enough.
     Elided,
+    /// What the SDK costs where all spans are open at once.
+    OpenNoop,
+    /// Nothing of spans that are open at once.
+    OpenOff,
     /// A log record of each span leaves.
     Sent,
 }
 
 impl Told {
-    /// All but the one that the others are compared with.
-    pub const COMPARED: [Self; 4] = [Self::Copied, Self::Off, Self::Elided, Self::Sent];
+    /// Those that are compared with [`Noop`](Self::Noop).
+    pub const QUICK: [Self; 3] = [Self::Copied, Self::Off, Self::Elided];
+    /// Those that are compared with [`OpenNoop`](Self::OpenNoop).
+    pub const OPEN: [Self; 2] = [Self::OpenOff, Self::Sent];
 
     /// The name in the report.
     pub fn name(self) -> &'static str {
@@ -53,6 +63,8 @@ impl Told {
             Self::Copied => "copied",
             Self::Off => "off",
             Self::Elided => "elided",
+            Self::OpenNoop => "open_noop",
+            Self::OpenOff => "open_off",
             Self::Sent => "sent",
         }
     }
@@ -106,12 +118,16 @@ struct Subject {
 pub fn measure(told: Told, bursts: usize) -> Cost {
     let subject = Subject::new(told);
     let tracer = subject.provider.tracer("bench");
+    let (run, requests) = match told {
+        Told::OpenNoop | Told::OpenOff | Told::Sent => (run_open as fn(_, _) -> _, OPEN_REQUESTS),
+        _ => (run_quick as fn(_, _) -> _, REQUESTS),
+    };
     run(&tracer, bursts / 10 + 1);
     let cpu = ProcessTime::now();
-    let mut nanos = run(&tracer, bursts);
-    let process = cpu.elapsed().as_nanos() as f64 / (bursts * REQUESTS * SPANS) as f64;
+    let mut nanos: Vec<f64> = run(&tracer, bursts);
+    let process = cpu.elapsed().as_nanos() as f64 / (bursts * requests * SPANS) as f64;
     let caller = percentile(&mut nanos, 50);
-    subject.check(told, ((bursts + bursts / 10 + 1) * REQUESTS * SPANS) as u64);
+    subject.check(told, ((bursts + bursts / 10 + 1) * requests * SPANS) as u64);
     Cost { caller, process }
 }
 
@@ -120,11 +136,13 @@ impl Subject {
         let logs = CountingLogExporter::default();
         let builder = SdkTracerProvider::builder();
         let config = match told {
-            Told::Noop => return Self::other(builder.with_span_processor(NoopProcessor).build()),
+            Told::Noop | Told::OpenNoop => {
+                return Self::other(builder.with_span_processor(NoopProcessor).build());
+            }
             Told::Copied => {
                 return Self::other(builder.with_span_processor(CopyingProcessor).build());
             }
-            Told::Off => Config::default(),
+            Told::Off | Told::OpenOff => Config::default(),
             Told::Elided => Config::default()
                 .with_open_events(OpenEvents::Logs)
                 .with_open_event_min_age(Duration::from_secs(3600)),
@@ -176,10 +194,21 @@ impl Subject {
 }
 
 /// Nanoseconds for each span, by burst.
-fn run(tracer: &SdkTracer, bursts: usize) -> Vec<f64> {
+fn run_quick(tracer: &SdkTracer, bursts: usize) -> Vec<f64> {
+    let burst = |_| {
+        thread::sleep(PACE);
+        let start = Instant::now();
+        (0..REQUESTS).for_each(|_| request(tracer, SPANS));
+        start.elapsed().as_nanos() as f64 / (REQUESTS * SPANS) as f64
+    };
+    (0..bursts).map(burst).collect()
+}
+
+/// The same where all spans of a burst are open at once.
+fn run_open(tracer: &SdkTracer, bursts: usize) -> Vec<f64> {
     let burst = |_| {
         let start = Instant::now();
-        let open: Vec<_> = (0..REQUESTS).map(|_| open_request(tracer)).collect();
+        let open: Vec<_> = (0..OPEN_REQUESTS).map(|_| open_request(tracer)).collect();
         let opened = start.elapsed();
         thread::sleep(OPEN);
         let start = Instant::now();
@@ -188,7 +217,7 @@ fn run(tracer: &SdkTracer, bursts: usize) -> Vec<f64> {
         }
         let nanos = (opened + start.elapsed()).as_nanos() as f64;
         drop(open);
-        nanos / (REQUESTS * SPANS) as f64
+        nanos / (OPEN_REQUESTS * SPANS) as f64
     };
     (0..bursts).map(burst).collect()
 }

@@ -24,7 +24,7 @@ pub const SPANS: usize = 10;
 /// Attributes of a span.
 pub const ATTRIBUTES: usize = 8;
 /// Time between two bursts of a thread.
-const PACE: Duration = Duration::from_millis(5);
+pub const PACE: Duration = Duration::from_millis(5);
 
 /// The processors that are compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

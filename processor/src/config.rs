@@ -399,7 +399,8 @@ impl Config {
     ///
     /// A span is told of once, when it is [old enough](Self::with_open_event_min_age) and still open, with the next batch of its
     /// request and under the context of that. When it ends it is exported as ever. At most
-    /// [`max_pending_spans`](Self::with_max_pending_spans) open spans are remembered for it.
+    /// [`max_pending_spans`](Self::with_max_pending_spans) open spans are remembered for it, and half of that, or of
+    /// [`max_pending_logs`](Self::with_max_pending_logs), is for what ends and what is logged.
     ///
     /// [`OpenEvents::Off`] by default; `A365_PER_REQUEST_OPEN_EVENTS`, as `off`, `logs` or `pending_spans`.
     #[must_use]
@@ -422,10 +423,10 @@ impl Config {
 
     /// Whether spans that have not ended when the processor is shut down are exported as if they had: up to that moment, with
     /// an error status, and with the attribute `per_request.unfinished`. Natively they are lost otherwise. In Cloudflare
-    /// Workers it is the panic rescue that does so.
+    /// Workers it is the panic rescue that does so, for at most 33 requests.
     ///
-    /// They have the name and the attributes that they started with, and the names that they were given by
-    /// [`ActiveSpan::update_name`](crate::ActiveSpan::update_name). At most
+    /// They have the first [32](crate::observer::MAX_OPEN_ATTRIBUTES) attributes that they started with, and the name that they were
+    /// given last by [`ActiveSpan::update_name`](crate::ActiveSpan::update_name), or started with. At most
     /// [`max_pending_spans`](Self::with_max_pending_spans) open spans are remembered for it, and those of evicted requests are
     /// not.
     ///

@@ -111,8 +111,8 @@ pub struct InRequest {
 pub enum Stage {
     /// It has started.
     Open(Open),
-    /// It has another name, by [`ActiveSpan::update_name`](crate::ActiveSpan::update_name). A rename by any other way is in
-    /// [`Close::name`].
+    /// It has another name, by [`ActiveSpan::update_name`](crate::ActiveSpan::update_name). A rename by any other way, or of a span
+    /// that is late or not remembered, is in [`Close::name`].
     Rename(Rename),
     /// It has ended, or never will.
     Close(Close),

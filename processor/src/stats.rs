@@ -128,17 +128,17 @@ pub struct Stats {
 pub struct OpenEventStats {
     /// Sampled spans that started in a request that is known.
     pub opened: u64,
-    /// Open events that left for the exporter. From then on they are log records or spans like all others, and are counted with
+    /// Open events that were put into a batch. From then on they are log records or spans like all others, and are counted with
     /// those, too.
     pub sent: u64,
-    /// Open events that were not needed, because their span ended before they left.
+    /// Open events that were not needed, because their span ended before they left, or was found unfinished.
     pub elided: u64,
-    /// Open events that could not leave: as many spans or log records were pending as may be, as many spans were open as
+    /// Open events that could not leave: half as many spans or log records were pending as may be, as many spans were open as
     /// `max_pending_spans` allows, or log records were shut down.
     pub dropped: u64,
     /// Open events of spans that are open and not old enough, or wait for the next batch of their request.
     pub pending: u64,
-    /// Renames that left for the exporter.
+    /// Renames that were put into the queue of their request.
     pub renamed: u64,
     /// Spans that had not ended when the processor was shut down, as far as anything was remembered of them: for open events, for
     /// an observer, or to be exported.

@@ -145,7 +145,8 @@ impl ActiveSpan {
 
     /// Gives the span another name.
     ///
-    /// Whoever is told of open spans, a [`SpanObserver`](crate::SpanObserver) or the collector, is told of it at once.
+    /// Whoever is told of open spans, a [`SpanObserver`](crate::SpanObserver) or the collector, is told of it at once, if the
+    /// span's request is known and it is remembered.
     pub fn update_name(&self, name: impl Into<Cow<'static, str>>) {
         let name = name.into();
         let span = self.span();

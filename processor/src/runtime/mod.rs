@@ -34,7 +34,7 @@ fn drop_quietly<T>(value: T) {
 struct Observer(Arc<dyn SpanObserver>);
 
 thread_local! {
-    /// The observers that are called on this thread, by their addresses: one may make spans of a processor that has another.
+    // The observers that are called on this thread, by their addresses: one may make spans of a processor that has another.
     static CALLED: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
 }
 

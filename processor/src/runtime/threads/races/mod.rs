@@ -42,7 +42,7 @@ use crate::dispatch::{Dispatch, Emitted, Scope};
 use crate::error::FlushError;
 use crate::export::{OfLogs, OfMetrics, OfSpans};
 use crate::observer::SpanObserver;
-use crate::open_spans::Opening;
+use crate::open_spans::OpenSpan;
 use crate::reader::{Collector as Instruments, PerRequestMetricReader};
 use crate::request::RequestId;
 use crate::signal::{PerSignal, Signal, Signals};
@@ -290,9 +290,9 @@ impl Model {
     }
 
     /// What is remembered of a span that starts.
-    fn opening(&self, request: u64, index: u64) -> Option<Opening> {
+    fn opening(&self, request: u64, index: u64) -> Option<Box<OpenSpan>> {
         let id = span_id(request, index);
-        let opening = || Opening::new(span(trace(request), id), Instant::now());
+        let opening = || OpenSpan::starting(span(trace(request), id), Instant::now());
         self.tells.then(opening)
     }
 
