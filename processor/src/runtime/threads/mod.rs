@@ -150,6 +150,12 @@ struct Told {
     report: Report,
 }
 
+/// Events, and who is to be told of them.
+struct Telling {
+    observer: Observer,
+    events: Vec<LifecycleEvent>,
+}
+
 /// How a waiter is told. Called once, never under the lock.
 type Answer = Box<dyn FnOnce(Told) + Send>;
 
@@ -341,7 +347,7 @@ impl Shared {
     }
 
     /// The same, and leaves it to the caller to tell the observer.
-    fn unlock_untold(&self, mut state: MutexGuard<'_, State>) -> Option<Vec<LifecycleEvent>> {
+    fn unlock_untold(&self, mut state: MutexGuard<'_, State>) -> Option<Telling> {
         let wake = state.dispatch.must_wake();
         let left = state.dispatch.has_left_overs().then(|| {
             let contexts = state.dispatch.take_contexts();
@@ -353,23 +359,27 @@ impl Shared {
         }
         let (contexts, told) = left?;
         drop_quietly(contexts);
-        Some(told)
+        told
     }
 
     /// What is for this thread to tell. Nothing inside of the observer: whoever called it tells that when it has returned.
-    fn take_told(&self, state: &mut State) -> Vec<LifecycleEvent> {
-        match &*self.observer.lock() {
-            Some(observer) if observer.is_called_here() => Vec::new(),
-            _ => state.dispatch.take_told(),
-        }
+    fn take_told(&self, state: &mut State) -> Option<Telling> {
+        // Taken with the events, because the processor may let go of it before they are told.
+        let observer = self.observer.lock().clone()?;
+        let events = match observer.is_called_here() {
+            true => Vec::new(),
+            false => state.dispatch.take_told(),
+        };
+        Some(Telling { observer, events })
     }
 
     /// Tells the observer of these events, and of those that come to their traces meanwhile, or that it causes itself.
-    fn tell(&self, mut events: Vec<LifecycleEvent>) {
+    fn tell(&self, told: Telling) {
+        let Telling {
+            observer,
+            mut events,
+        } = told;
         while !events.is_empty() {
-            let Some(observer) = self.observer.lock().clone() else {
-                return;
-            };
             let panics = observer.tell(events, |trace| self.state.lock().dispatch.next_told(trace));
             let mut state = self.state.lock();
             if panics > 0 {
@@ -379,8 +389,12 @@ impl Shared {
             if state.dispatch.must_wake() {
                 self.driver.notify_one();
             }
-            events = self.take_told(&mut state);
+            events = match observer.is_called_here() {
+                true => Vec::new(),
+                false => state.dispatch.take_told(),
+            };
         }
+        drop_quietly(observer);
     }
 
     // ----- flush and shutdown -----
@@ -495,7 +509,9 @@ impl Shared {
         let told = self.unlock_untold(state);
         self.obey(summons);
         // The exports of a shutdown do not wait for the observer.
-        self.tell(told.unwrap_or_default());
+        if let Some(told) = told {
+            self.tell(told);
+        }
     }
 
     fn wake_driver(&self, state: &mut State) {
