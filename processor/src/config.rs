@@ -345,7 +345,8 @@ impl Config {
     /// the request goes on after its root, at intervals that double from a quarter of a second to eight. Late spans have the
     /// same allowance, by trace.
     ///
-    /// 0 is no limit; 8 by default; `A365_PER_REQUEST_MAX_EXPORTS_PER_REQUEST`. No effect anywhere else.
+    /// 0 is no limit, and so is more than 65,535; 8 by default; `A365_PER_REQUEST_MAX_EXPORTS_PER_REQUEST`. No effect anywhere
+    /// else.
     #[must_use]
     pub fn with_max_exports_per_request(mut self, max: usize) -> Self {
         self.max_exports_per_request = max;
