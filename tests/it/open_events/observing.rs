@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex, OnceLock, mpsc};
+use std::thread::ThreadId;
 
 use opentelemetry::Context;
 use opentelemetry::KeyValue;
@@ -254,27 +255,49 @@ fn observer_that_panics_is_told_of_what_comes_next() {
     drop(open);
 }
 
+/// How deep each thread is inside of an observer. Several may be at once, with events of different traces.
+#[derive(Default)]
+struct Depth(Mutex<HashMap<ThreadId, usize>>);
+
+struct Inside<'a>(&'a Depth);
+
+impl Depth {
+    fn enter(&self, deepest: &AtomicUsize) -> Inside<'_> {
+        let mut depths = self.0.lock().unwrap();
+        let depth = depths.entry(std::thread::current().id()).or_default();
+        deepest.fetch_max(*depth, Ordering::SeqCst);
+        *depth += 1;
+        Inside(self)
+    }
+}
+
+impl Drop for Inside<'_> {
+    fn drop(&mut self) {
+        let mut depths = self.0.0.lock().unwrap();
+        *depths.entry(std::thread::current().id()).or_default() -= 1;
+    }
+}
+
 /// Scenario: an observer that starts and ends spans: in the same trace, as a child of the one that opens, and in a trace of its own.
 /// Guarantees: what it does is told after it has returned, and never inside of it; all guarantees hold.
 #[test]
 fn what_an_observer_does_is_told_after_it_has_returned() {
     for own_trace in [false, true] {
         let (world, watch) = watched(Config::default());
-        let depth = AtomicUsize::new(0);
         let deepest = Arc::new(AtomicUsize::new(0));
         let (tracer, deep) = (world.tracer.clone(), deepest.clone());
+        let depth = Depth::default();
         watch.set_inside(move |event| {
-            deep.fetch_max(depth.fetch_add(1, Ordering::SeqCst), Ordering::SeqCst);
+            let _in = depth.enter(&deep);
             if said(event) == ("open", Some("request".to_owned())) {
                 work(&tracer, event, own_trace);
             }
-            depth.fetch_sub(1, Ordering::SeqCst);
         });
         let root = world.start("request", &tenant(1));
         world.end(&root);
         world.flush().unwrap();
+        wait_until("all is told", || watch.events().len() == 6);
         watch.check();
-        assert_eq!(watch.events().len(), 6, "{:?}", watch.events());
         assert_eq!(deepest.load(Ordering::SeqCst), 0, "{own_trace}");
         let names = ["of the observer", "of the observer", "request"];
         assert_eq!(world.exporter.names(), names);
@@ -298,8 +321,9 @@ fn observer_that_feeds_itself_does_not_run_out_of_stack() {
         }
     });
     world.request("request", &tenant(1));
+    // Another thread may be telling of it: one that renames a span asks each processor.
+    wait_until("all is told", || watch.events().len() == 2 * (SPANS + 1));
     watch.check();
-    assert_eq!(watch.events().len(), 2 * (SPANS + 1));
 }
 
 fn work(tracer: &SdkTracer, event: &LifecycleEvent, own_trace: bool) {
@@ -674,10 +698,10 @@ fn observers_that_make_spans_of_each_other_are_not_called_inside_of_themselves()
     let deepest = Arc::new(AtomicUsize::new(0));
     for (at, (_, watch)) in pairs.iter().enumerate() {
         let tracer = pairs[1 - at].0.tracer.clone();
-        let (depth, left) = (AtomicUsize::new(0), AtomicUsize::new(5));
+        let (depth, left) = (Depth::default(), AtomicUsize::new(5));
         let deep = deepest.clone();
         watch.set_inside(move |_| {
-            deep.fetch_max(depth.fetch_add(1, Ordering::SeqCst), Ordering::SeqCst);
+            let _in = depth.enter(&deep);
             let take = |left: usize| left.checked_sub(1);
             if left
                 .fetch_update(Ordering::SeqCst, Ordering::SeqCst, take)
@@ -685,16 +709,17 @@ fn observers_that_make_spans_of_each_other_are_not_called_inside_of_themselves()
             {
                 drop(tracer.start_with_context("of the other", &tenant(2)));
             }
-            depth.fetch_sub(1, Ordering::SeqCst);
         });
     }
     pairs[0].0.request("request", &tenant(1));
+    wait_until("all is told", || {
+        let told = pairs.iter().map(|(_, watch)| watch.events().len());
+        told.sum::<usize>() == 2 * (1 + 10)
+    });
     assert_eq!(deepest.load(Ordering::SeqCst), 0);
     for (_, watch) in &pairs {
         watch.check();
     }
-    let told = pairs.iter().map(|(_, watch)| watch.events().len());
-    assert_eq!(told.sum::<usize>(), 2 * (1 + 10));
 }
 
 /// Scenario: a processor is shut down, and a handle to it stays.
