@@ -1115,6 +1115,7 @@ impl Dispatch {
     }
 
     /// Whether the driver sleeps while there is something new for it. Says so once.
+    #[cfg(not(target_family = "wasm"))]
     pub(crate) fn must_wake(&mut self) -> bool {
         let news = || self.has_news() || self.notices.has_news() || self.opened.naps_too_long();
         let wake = self.asleep && news();

@@ -1,7 +1,9 @@
 //! What is told of spans while they are open: to an observer, at once, and to the collector, once they are old enough.
 
 use std::borrow::Cow;
-use std::collections::{BTreeSet, HashMap, VecDeque};
+#[cfg(any(test, not(target_family = "wasm")))]
+use std::collections::BTreeSet;
+use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use opentelemetry::trace::{SpanId, TraceId};
@@ -26,6 +28,7 @@ const MAX_WAITING: usize = 1024;
 const LOOK_GRACE: Duration = Duration::from_secs(1);
 
 /// Below this age the driver does not stay awake for spans that might open.
+#[cfg(any(test, not(target_family = "wasm")))]
 const SHORTEST_NAP: Duration = Duration::from_millis(20);
 
 /// See the module.
@@ -54,6 +57,7 @@ pub(super) struct Opened {
 #[derive(Debug)]
 enum Looks {
     /// The driver does, at these times.
+    #[cfg(any(test, not(target_family = "wasm")))]
     Timed {
         at: BTreeSet<(Instant, RequestId)>,
         /// When it will be awake in any case.
@@ -92,12 +96,15 @@ impl Opened {
             is_observed: false,
             exports_unfinished: config.export_unfinished(),
             min_age: config.open_event_min_age(),
+            #[cfg(not(target_family = "wasm"))]
             looks: Looks::Timed {
                 at: BTreeSet::new(),
                 awake_at: None,
                 is_early: false,
                 is_busy: false,
             },
+            #[cfg(target_family = "wasm")]
+            looks: Looks::by_request(config),
             max_remembered: config.max_pending_spans() as u64,
             remembered: 0,
             stats: OpenEventStats::default(),
@@ -111,10 +118,7 @@ impl Opened {
     /// The same for a Worker.
     #[cfg(any(test, target_family = "wasm"))]
     pub(super) fn by_request(mut self, config: &Config) -> Self {
-        self.looks = Looks::ByRequest {
-            wanted: Vec::new(),
-            first_wait: !config.has_open_event_min_age(),
-        };
+        self.looks = Looks::by_request(config);
         self
     }
 
@@ -140,6 +144,7 @@ impl Opened {
     /// Somebody is to look at this request at that time.
     fn plan_look(&mut self, id: RequestId, at: Instant) {
         match &mut self.looks {
+            #[cfg(any(test, not(target_family = "wasm")))]
             Looks::Timed {
                 at: looks,
                 awake_at,
@@ -150,27 +155,43 @@ impl Opened {
                 *is_early |= awake_at.is_none_or(|awake_at| at < awake_at);
                 *is_busy = true;
             }
-            Looks::ByRequest { wanted, .. } => wanted.push(id),
+            Looks::ByRequest { wanted, .. } => {
+                let _ = at;
+                wanted.push(id);
+            }
         }
     }
 
     /// Whether the driver sleeps for longer than an open span may wait.
+    #[cfg(not(target_family = "wasm"))]
     pub(super) fn naps_too_long(&self) -> bool {
         matches!(self.looks, Looks::Timed { is_early: true, .. })
     }
 
     /// Whether nobody is going to look at these. In a Worker, who was to may have gone with its event.
     fn needs_look(&self, open_spans: &OpenSpans, latest: &OpenSpan) -> bool {
-        let (Looks::ByRequest { .. }, Some(look)) = (&self.looks, open_spans.look) else {
-            return open_spans.look.is_none();
+        let Some(look) = open_spans.look else {
+            return true;
         };
-        let given_up = look.checked_add(LOOK_GRACE);
-        given_up.is_some_and(|given_up| latest.is_younger_than(given_up))
+        match &self.looks {
+            #[cfg(any(test, not(target_family = "wasm")))]
+            Looks::Timed { .. } => false,
+            Looks::ByRequest { .. } => {
+                let given_up = look.checked_add(LOOK_GRACE);
+                given_up.is_some_and(|given_up| latest.is_younger_than(given_up))
+            }
+        }
     }
 
     fn cancel_look(&mut self, id: RequestId, planned: Option<Instant>) {
-        if let (Looks::Timed { at, .. }, Some(planned)) = (&mut self.looks, planned) {
-            at.remove(&(planned, id));
+        match (&mut self.looks, planned) {
+            #[cfg(any(test, not(target_family = "wasm")))]
+            (Looks::Timed { at, .. }, Some(planned)) => {
+                at.remove(&(planned, id));
+            }
+            _ => {
+                let _ = id;
+            }
         }
     }
 
@@ -212,6 +233,16 @@ impl Opened {
         if open.is_pending() {
             self.stats.pending -= 1;
             self.stats.elided += 1;
+        }
+    }
+}
+
+#[cfg(any(test, target_family = "wasm"))]
+impl Looks {
+    fn by_request(config: &Config) -> Self {
+        Self::ByRequest {
+            wanted: Vec::new(),
+            first_wait: !config.has_open_event_min_age(),
         }
     }
 }
@@ -365,6 +396,7 @@ impl Dispatch {
     // ----- when they are old enough -----
 
     /// Makes those leave that are old enough by now, of so many requests. Returns whether there are more. The driver calls it.
+    #[cfg(any(test, not(target_family = "wasm")))]
     pub(crate) fn look_at_open_spans(&mut self, now: Instant, limit: usize) -> bool {
         for _ in 0..limit {
             let Looks::Timed { at, .. } = &mut self.opened.looks else {
@@ -398,6 +430,7 @@ impl Dispatch {
     }
 
     /// Until when the driver may sleep, as far as open spans are concerned. For it to call before it does.
+    #[cfg(any(test, not(target_family = "wasm")))]
     pub(crate) fn plan_nap(&mut self, now: Instant) -> Option<Instant> {
         let min_age = self.opened.min_age;
         let Looks::Timed {
@@ -425,6 +458,7 @@ impl Dispatch {
     pub(crate) fn take_looks(&mut self) -> Vec<RequestId> {
         match &mut self.opened.looks {
             Looks::ByRequest { wanted, .. } => std::mem::take(wanted),
+            #[cfg(any(test, not(target_family = "wasm")))]
             Looks::Timed { .. } => Vec::new(),
         }
     }
