@@ -35,9 +35,9 @@ pub const MAX_OPEN_ATTRIBUTES: usize = 32;
 ///
 /// # What it should not do
 ///
-/// It is called on the thread where a span starts or ends, or where the processor is shut down, so what it takes is their time:
-/// hand the event to somebody else if there is much to do. A thread that is telling of a trace already also tells what comes
-/// from others meanwhile, so what is current there has nothing to do with the event. While a span ends, OpenTelemetry holds the
+/// It is called on threads where spans start, end or are renamed, or where the processor is shut down, so what it takes is their
+/// time: hand the event to somebody else if there is much to do. It need not be the thread of this very event, because one that
+/// is telling already also tells what comes from others, so what is current there has nothing to do with it. While a span ends, OpenTelemetry holds the
 /// lock of that very span, so an observer that sets something on a span, or ends one, may wait for ever. Logging is fine.
 ///
 /// One that starts a span for each event that it sees has no end. While it blocks in one trace, what happens in that trace waits
