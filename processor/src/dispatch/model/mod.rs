@@ -100,18 +100,19 @@ fn max_pending(signal: Signal) -> usize {
     }
 }
 
-/// How many sequences are tried on each platform, unless `PROPTEST_CASES` says otherwise.
+/// How many sequences are tried on each platform.
 const SEQUENCES: u32 = 10_000;
 
-fn settings() -> ProptestConfig {
+/// So many sequences, unless `PROPTEST_CASES` says otherwise.
+fn settings(sequences: u32) -> ProptestConfig {
     match std::env::var_os("PROPTEST_CASES") {
         Some(_) => ProptestConfig::default(),
-        None => ProptestConfig::with_cases(SEQUENCES),
+        None => ProptestConfig::with_cases(sequences),
     }
 }
 
 proptest! {
-    #![proptest_config(settings())]
+    #![proptest_config(settings(SEQUENCES))]
 
     /// Scenario: any sequence of actions, with either trigger, with the rules of threads.
     /// Guarantees: the properties at the top of this file.

@@ -83,18 +83,11 @@ fn config(case: Case) -> Config {
     }
 }
 
-/// How many sequences are tried on each platform, unless `PROPTEST_CASES` says otherwise.
+/// How many sequences are tried on each platform.
 const SEQUENCES: u32 = 5_000;
 
-fn settings() -> ProptestConfig {
-    match std::env::var_os("PROPTEST_CASES") {
-        Some(_) => ProptestConfig::default(),
-        None => ProptestConfig::with_cases(SEQUENCES),
-    }
-}
-
 proptest! {
-    #![proptest_config(settings())]
+    #![proptest_config(super::settings(SEQUENCES))]
 
     /// Scenario: any sequence of actions, with any settings, with the rules of threads.
     /// Guarantees: the properties at the top of this file.
