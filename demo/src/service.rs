@@ -1,6 +1,6 @@
 //! The service: an ordinary axum application behind a `ServerLayer`.
 //!
-//! What this project asks of it is in `Service::start`: a layer, and how a request's own credentials become an
+//! What this project asks of it is in `server_layer`: a layer, and how a request's own credentials become an
 //! [`ExportToken`]. The handlers know nothing of tokens or exports: they log with `tracing`, and count with an ordinary meter.
 
 use std::future::Future;
@@ -19,6 +19,7 @@ use axum::routing::get;
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Counter, Histogram, MeterProvider as _};
 use opentelemetry_otlp_direct::ExportToken;
+use opentelemetry_per_request::server::ServerLayer;
 use opentelemetry_per_request::{Telemetry, active_span, in_child};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, oneshot};
@@ -63,6 +64,20 @@ struct App {
 
 const BACKGROUND: u32 = 10_000;
 
+/// Each request is a span, exported under its own token, and says which request it is.
+pub(crate) fn server_layer(telemetry: &Telemetry) -> ServerLayer {
+    telemetry
+        .server_layer()
+        .with_request_context(|request, cx| match request.extensions.get() {
+            Some(token) => ExportToken::attach_to(token, &cx),
+            None => cx,
+        })
+        .with_attributes(|request, attributes| {
+            let id = request.uri.path().rsplit('/').next().unwrap_or_default();
+            attributes.push(KeyValue::new(REQUEST_ATTRIBUTE, id.to_owned()));
+        })
+}
+
 impl Service {
     pub(crate) async fn start(telemetry: &Telemetry) -> io::Result<Self> {
         let meter = telemetry.meter_provider().meter(SCOPE);
@@ -72,16 +87,7 @@ impl Service {
             answered: meter.u64_counter(ANSWERED).build(),
             duration: meter.f64_histogram(DURATION).with_unit("s").build(),
         };
-        let layer = telemetry
-            .server_layer()
-            .with_request_context(|request, cx| match request.extensions.get() {
-                Some(token) => ExportToken::attach_to(token, &cx),
-                None => cx,
-            })
-            .with_attributes(|request, attributes| {
-                let id = request.uri.path().rsplit('/').next().unwrap_or_default();
-                attributes.push(KeyValue::new(REQUEST_ATTRIBUTE, id.to_owned()));
-            });
+        let layer = server_layer(telemetry);
         let router = Router::new()
             .route(ROUTE, get(order))
             .layer(layer)

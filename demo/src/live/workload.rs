@@ -19,14 +19,13 @@ use axum::response::Response;
 use axum::routing::{get, post};
 use opentelemetry::KeyValue;
 use opentelemetry::trace::SpanBuilder;
-use opentelemetry_otlp_direct::ExportToken;
 use opentelemetry_per_request::{Telemetry, active_span};
 use reqwest::Method;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 use crate::client::token;
-use crate::service::{REQUEST_ATTRIBUTE, authenticate};
+use crate::service::{REQUEST_ATTRIBUTE, authenticate, server_layer};
 
 /// What a quick handler takes, however long the run is.
 const QUICK: Duration = Duration::from_millis(20);
@@ -106,16 +105,7 @@ impl Service {
             pace,
             started: Arc::default(),
         };
-        let layer = telemetry
-            .server_layer()
-            .with_request_context(|request, cx| match request.extensions.get() {
-                Some(token) => ExportToken::attach_to(token, &cx),
-                None => cx,
-            })
-            .with_attributes(|request, attributes| {
-                let id = request.uri.path().rsplit('/').next().unwrap_or_default();
-                attributes.push(KeyValue::new(REQUEST_ATTRIBUTE, id.to_owned()));
-            });
+        let layer = server_layer(telemetry);
         let routes = Router::new()
             .route("/orders/{id}", get(order))
             .route("/imports/{id}", post(import))

@@ -37,14 +37,7 @@ fn span_that_ends_before_it_is_old_enough_is_elided() {
 fn span_that_ends_while_its_queue_is_held_is_elided() {
     for form in FORMS {
         let gate = Gate::default();
-        let open = OpenWorld::with_exporters(
-            config(form, SOON_OLD),
-            hanging(&gate, |span: &SpanData| span.name.to_string()),
-            hanging(&gate, Logged::body),
-            |builder| builder,
-        );
-        let root = open.world.start("request", &tenant(1));
-        wait_until("the root is told of", || open.opened().len() == 1);
+        let (open, root) = OpenWorld::held(form, &gate);
         let early = open.world.start("ends early", &root);
         let late = open.world.start("ends late", &root);
         open.wait_for_age();

@@ -32,14 +32,7 @@ fn sizes(open: &OpenWorld, form: OpenEvents) -> Vec<usize> {
 fn many_open_events_of_a_request_leave_together_and_never_too_many() {
     for form in FORMS {
         let gate = Gate::default();
-        let open = OpenWorld::with_exporters(
-            config(form, SOON_OLD),
-            hanging(&gate, |span: &SpanData| span.name.to_string()),
-            hanging(&gate, Logged::body),
-            |builder| builder,
-        );
-        let root = open.world.start("request", &tenant(1));
-        wait_until("the root is told of", || open.opened().len() == 1);
+        let (open, root) = OpenWorld::held(form, &gate);
         let steps: Vec<_> = (0..100)
             .map(|n| open.world.start(n.to_string(), &root))
             .collect();

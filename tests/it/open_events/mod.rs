@@ -12,6 +12,7 @@ mod wire;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use opentelemetry::Context;
 use opentelemetry_per_request::{Builder, Config, OpenEvents, PerRequestLogProcessor};
 use opentelemetry_sdk::trace::SpanData;
 
@@ -60,6 +61,20 @@ impl OpenWorld {
             logs,
             processor,
         }
+    }
+
+    /// With exporters that hang in the batch that tells of the root, which is open: nothing else of its request leaves before the
+    /// gate is opened.
+    fn held(form: OpenEvents, gate: &Gate) -> (Self, Context) {
+        let open = Self::with_exporters(
+            config(form, SOON_OLD),
+            hanging(gate, |span: &SpanData| span.name.to_string()),
+            hanging(gate, Logged::body),
+            |builder| builder,
+        );
+        let root = open.world.start("request", &tenant(1));
+        wait_until("the root is told of", || open.opened().len() == 1);
+        (open, root)
     }
 
     /// The states that log records tell of, with the name that each has for its span, in the order in which they left.
