@@ -18,6 +18,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use opentelemetry::trace::TraceId;
 
+use crate::dispatch::Dispatch;
+use crate::notices::{Example, Kind};
 use crate::observer::{LifecycleEvent, SpanObserver};
 use crate::sync::Arc;
 #[cfg(not(target_family = "wasm"))]
@@ -45,9 +47,39 @@ impl Observer {
         called.unwrap_or_default()
     }
 
-    /// Tells of these, and of what comes after each, which `next` takes under the lock. Never under the lock itself. Returns how
-    /// often it panicked.
+    /// What there is to tell now. Nothing inside of the observer: whoever called it tells that when it has returned.
+    fn take_told(&self, dispatch: &mut Dispatch) -> Vec<LifecycleEvent> {
+        match self.is_called_here() {
+            true => Vec::new(),
+            false => dispatch.take_told(),
+        }
+    }
+
+    /// Tells of these, of what comes to their traces meanwhile, and of what the observer causes itself. Never under the lock, under
+    /// which `locked` calls what it is given.
     fn tell(
+        &self,
+        mut events: Vec<LifecycleEvent>,
+        locked: impl Fn(&mut dyn FnMut(&mut Dispatch)),
+    ) {
+        while !events.is_empty() {
+            let panics = self.call(std::mem::take(&mut events), |trace| {
+                let mut next = None;
+                locked(&mut |dispatch| next = dispatch.next_told(trace));
+                next
+            });
+            locked(&mut |dispatch| {
+                if panics > 0 {
+                    let notices = &mut dispatch.notices;
+                    notices.note(Kind::ObserverPanicked, panics, Example::None);
+                }
+                events = self.take_told(dispatch);
+            });
+        }
+    }
+
+    /// Calls it with these, and with what `next` finds after each. Returns how often it panicked.
+    fn call(
         &self,
         first: Vec<LifecycleEvent>,
         next: impl Fn(TraceId) -> Option<LifecycleEvent>,

@@ -31,7 +31,7 @@ use crate::dispatch::{Batch, Dispatch, Flush, Losses, Outcome, Scope};
 use crate::error::{ConfigError, Deadlock, FlushError};
 use crate::export::{AnyExporter, Retired};
 use crate::notices::{Example, Kind, Notice};
-use crate::observer::{LifecycleEvent, SpanObserver};
+use crate::observer::SpanObserver;
 use crate::open_spans::OpenSpan;
 #[cfg(feature = "metric-reader")]
 use crate::reader::{Collector, TOO_MANY};
@@ -306,7 +306,8 @@ impl Shared {
             state.dispatch.wants_metrics() && (state.timer.is_none() || reach.others > 0);
         let over: Vec<Signal> = state.closing().collect();
         let looks = state.dispatch.take_looks();
-        let told = self.take_told(&mut state);
+        let observer = self.observer.as_ref();
+        let told = observer.map(|observer| observer.take_told(&mut state.dispatch));
         let notices = state.take_notices();
         drop(state);
 
@@ -328,31 +329,9 @@ impl Shared {
         for id in looks {
             self.look_later(id);
         }
-        self.tell(told);
-    }
-
-    /// What is to be told now. Nothing inside of the observer: whoever called it tells that when it has returned.
-    fn take_told(&self, state: &mut State) -> Vec<LifecycleEvent> {
-        match &self.observer {
-            Some(observer) if !observer.is_called_here() => state.dispatch.take_told(),
-            _ => Vec::new(),
-        }
-    }
-
-    /// Tells the observer of these events, and of those that come to their traces meanwhile, or that it causes itself.
-    fn tell(self: &Arc<Self>, mut events: Vec<LifecycleEvent>) {
-        let Some(observer) = &self.observer else {
-            return;
-        };
-        while !events.is_empty() {
-            let panics = observer.tell(events, |trace| self.state.lock().dispatch.next_told(trace));
-            let mut state = self.state.lock();
-            if panics > 0 {
-                let notices = &mut state.dispatch.notices;
-                notices.note(Kind::ObserverPanicked, panics, Example::None);
-            }
-            // What is noted is said when something happens next.
-            events = self.take_told(&mut state);
+        if let (Some(observer), Some(told)) = (observer, told) {
+            // What is noted meanwhile is said when something happens next.
+            observer.tell(told, |act| act(&mut self.state.lock().dispatch));
         }
     }
 

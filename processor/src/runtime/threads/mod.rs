@@ -362,38 +362,23 @@ impl Shared {
         told
     }
 
-    /// What is for this thread to tell. Nothing inside of the observer: whoever called it tells that when it has returned.
+    /// What is for this thread to tell.
     fn take_told(&self, state: &mut State) -> Option<Telling> {
         // Taken with the events, because the processor may let go of it before they are told.
         let observer = self.observer.lock().clone()?;
-        let events = match observer.is_called_here() {
-            true => Vec::new(),
-            false => state.dispatch.take_told(),
-        };
+        let events = observer.take_told(&mut state.dispatch);
         Some(Telling { observer, events })
     }
 
-    /// Tells the observer of these events, and of those that come to their traces meanwhile, or that it causes itself.
     fn tell(&self, told: Telling) {
-        let Telling {
-            observer,
-            mut events,
-        } = told;
-        while !events.is_empty() {
-            let panics = observer.tell(events, |trace| self.state.lock().dispatch.next_told(trace));
+        let Telling { observer, events } = told;
+        observer.tell(events, |act| {
             let mut state = self.state.lock();
-            if panics > 0 {
-                let notices = &mut state.dispatch.notices;
-                notices.note(Kind::ObserverPanicked, panics, Example::None);
-            }
+            act(&mut state.dispatch);
             if state.dispatch.must_wake() {
                 self.driver.notify_one();
             }
-            events = match observer.is_called_here() {
-                true => Vec::new(),
-                false => state.dispatch.take_told(),
-            };
-        }
+        });
         drop_quietly(observer);
     }
 
